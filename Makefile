@@ -1,0 +1,36 @@
+# make demo   generate shapes, pre-train, evaluate, fine-tune; closes with a table and a picture
+# make test   style, types, tests
+# Both work on a machine that has only Python (with venv) and make: they create .venv and install what is missing.
+PYTHON ?= python3
+PIP_ARGS ?=
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/installed
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r requirements.txt
+	touch $@
+
+.venv/installed-tests: tests/requirements.txt .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r tests/requirements.txt
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python -m tools.demo $(ARGS)
+
+lint: .venv/installed-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
