@@ -1,0 +1,1 @@
+"""Point operations of PointNet++ (Qi et al. 2017): sampling, gathering, interpolation."""
