@@ -1,0 +1,86 @@
+"""The downstream classifier: the unmasked encoder, pooled, under a small head."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.encoder import HierarchicalEncoder, check_levels
+from models.tokenizer import group_levels
+
+
+class Classifier(nn.Module):
+    """Classifies clouds by the pooled top-level tokens.
+
+    Args:
+        num_classes: outputs of the head.
+        pooling: "sum" adds mean and max over the tokens; "concat" puts them side by side.
+        skip_first_token: leave token 0 out of the max, as the released ScanObjectNN head of Point-M2AE does.
+        smooth: label smoothing: the true class weighs 1 − smooth, every other smooth / (num_classes − 1).
+        num_groups, group_sizes: tokens, and neighbours per token, of each level, fine to coarse.
+        encoder_dims, encoder_depths, num_heads, drop_path_rate: of the encoder.
+        local_radius: per level, a token attends only to tokens whose centres are nearer; 0 = to all.
+
+    Raises:
+        ValueError: if the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        pooling: Literal["sum", "concat"],
+        skip_first_token: bool = False,
+        smooth: float = 0.0,
+        num_groups: Sequence[int] = (512, 256, 64),
+        group_sizes: Sequence[int] = (16, 8, 8),
+        encoder_dims: Sequence[int] = (96, 192, 384),
+        encoder_depths: Sequence[int] = (5, 5, 5),
+        num_heads: int = 6,
+        drop_path_rate: float = 0.1,
+        local_radius: Sequence[float] = (0.0, 0.0, 0.0),
+    ):
+        super().__init__()
+        check_levels(num_groups, group_sizes, encoder_dims, encoder_depths, local_radius)
+        if pooling not in ("sum", "concat"):
+            raise ValueError(f"pooling must be 'sum' or 'concat', got {pooling!r}")
+        if not 0 <= smooth < 1:
+            raise ValueError(f"smooth must be in [0, 1), got {smooth}")
+        self.num_groups, self.group_sizes = tuple(num_groups), tuple(group_sizes)
+        self.local_radius = tuple(local_radius)
+        self.num_classes, self.pooling, self.skip_first_token, self.smooth = (
+            num_classes,
+            pooling,
+            skip_first_token,
+            smooth,
+        )
+        dim = encoder_dims[-1]
+        self.h_encoder = HierarchicalEncoder(encoder_dims, encoder_depths, num_heads, drop_path_rate, norms=False)
+        self.norm = nn.LayerNorm(dim)
+        self.cls_head_finetune = nn.Sequential(
+            *_hidden_layer(dim if pooling == "sum" else 2 * dim, 256),
+            *_hidden_layer(256, 256),
+            nn.Linear(256, num_classes),
+        )
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Classify (B, N, 3) points; returns logits (B, num_classes)."""
+        groups = group_levels(points, self.num_groups, self.group_sizes)
+        tokens = self.norm(self.h_encoder.forward_all(groups, self.local_radius)[-1])  # (B, G_2, C)
+        return self.cls_head_finetune(self.pool(tokens))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Pool (B, G, C) tokens to (B, C), or (B, 2C) where mean and max are concatenated."""
+        mean, maximum = tokens.mean(1), tokens[:, int(self.skip_first_token) :].amax(1)
+        return mean + maximum if self.pooling == "sum" else torch.cat([mean, maximum], dim=-1)
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of (B, num_classes) logits against (B,) labels, smoothed if the model was built so."""
+        # PyTorch spreads its smoothing over all classes, the true one included.
+        spread = self.smooth * self.num_classes / max(1, self.num_classes - 1)
+        return F.cross_entropy(logits, labels, label_smoothing=spread)
+
+
+def _hidden_layer(in_dim: int, dim: int) -> list[nn.Module]:
+    return [nn.Linear(in_dim, dim), nn.BatchNorm1d(dim), nn.ReLU(inplace=True), nn.Dropout(0.5)]

@@ -1,0 +1,154 @@
+"""The hierarchical encoder (Point-M2AE, section 3.2): tokens are embedded, transformed and merged, fine to coarse."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from models.masking import Packing, propagate_mask
+from models.tokenizer import Group, TokenEmbed, take
+from models.transformer import BlockStack, drop_path_rates, positional_embedding
+
+NUM_LEVELS = 3
+
+
+@dataclass(frozen=True)
+class EncodedLevel:
+    """What the masked encoder leaves of one level.
+
+    Attributes:
+        tokens: (B, L, C) visible tokens after the level's norm, packed and padded.
+        packing: where they belong among the level's G tokens.
+        mask: (B, G) bool, True = masked.
+    """
+
+    tokens: Tensor
+    packing: Packing
+    mask: Tensor
+
+    def scattered(self) -> Tensor:
+        """The visible tokens at their places among all, (B, G, C), zeros where masked."""
+        zeros = self.tokens.new_zeros(*self.mask.shape, self.tokens.shape[-1])
+        return self.packing.unpack(self.tokens, zeros)
+
+
+class HierarchicalEncoder(nn.Module):
+    """Token embedding, transformer blocks and token merging over several levels.
+
+    Args:
+        dims: channels per level, fine to coarse.
+        depths: transformer blocks per level.
+        num_heads: attention heads of every block.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.
+        norms: whether each level's output is normalised (`encoder_norms`).
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        num_heads: int,
+        drop_path_rate: float = 0.0,
+        norms: bool = True,
+    ):
+        super().__init__()
+        embeds = [TokenEmbed(3, (128, 256), dims[0])]
+        embeds += [TokenEmbed(finer, (finer, finer), dim) for finer, dim in pairwise(dims)]
+        self.token_embed = nn.ModuleList(embeds)
+        self.encoder_pos_embeds = nn.ModuleList(positional_embedding(dim) for dim in dims)
+        self.encoder_blocks = nn.ModuleList(
+            BlockStack(dim, num_heads, rates)
+            for dim, rates in zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)
+        )
+        self.encoder_norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims) if norms else None
+        self.apply(_init_weights)
+
+    def _embed(self, level: int, group: Group, finer_tokens: Tensor | None) -> Tensor:
+        """All tokens of a level, (B, G, C): level 0 from coordinates, a later one merged from the finer tokens."""
+        members = group.neighborhoods if finer_tokens is None else take(finer_tokens, group.index)
+        return self.token_embed[level](members)
+
+    def forward(self, groups: Sequence[Group], coarse_mask: Tensor) -> list[EncodedLevel]:
+        """Encode the visible tokens only; masked tokens keep their embedding and are merged as they are.
+
+        Args:
+            groups: per level, fine to coarse.
+            coarse_mask: (B, G_top) bool, True = masked.
+
+        Returns:
+            One `EncodedLevel` per level, fine to coarse.
+        """
+        levels: list[EncodedLevel] = []
+        tokens: Tensor | None = None
+        masks = propagate_mask(coarse_mask, [group.index for group in groups])
+        for level, (group, mask) in enumerate(zip(groups, masks, strict=True)):
+            tokens = self._embed(level, group, tokens)
+            packing = Packing(mask)
+            position = self.encoder_pos_embeds[level](packing.pack(group.centers))
+            visible = self.encoder_blocks[level](packing.pack(tokens), position, packing.attention_mask)
+            tokens = packing.unpack(visible, onto=tokens)
+            if self.encoder_norms is not None:
+                visible = self.encoder_norms[level](visible)
+            levels.append(EncodedLevel(visible, packing, mask))
+        return levels
+
+    def forward_all(self, groups: Sequence[Group], local_radius: Sequence[float]) -> list[Tensor]:
+        """Encode with every token visible, as the downstream models do.
+
+        Args:
+            groups: per level, fine to coarse.
+            local_radius: per level, a token attends to tokens whose centres are strictly nearer; 0 = to all.
+
+        Returns:
+            Per level, fine to coarse, (B, G, C) tokens, normalised where the encoder has norms.
+        """
+        levels = []
+        tokens: Tensor | None = None
+        for level, (group, radius) in enumerate(zip(groups, local_radius, strict=True)):
+            position = self.encoder_pos_embeds[level](group.centers)
+            tokens = self.encoder_blocks[level](
+                self._embed(level, group, tokens), position, local_attention_mask(group.centers, radius)
+            )
+            levels.append(tokens if self.encoder_norms is None else self.encoder_norms[level](tokens))
+        return levels
+
+
+def local_attention_mask(centers: Tensor, radius: float) -> Tensor | None:
+    """(B, 1, G, G) bool, True = the centres are strictly nearer than `radius`; None for radius 0: no limit."""
+    if radius <= 0:
+        return None
+    distance = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
+    return (distance < radius).unsqueeze(1)
+
+
+def check_levels(
+    num_groups: Sequence[int],
+    group_sizes: Sequence[int],
+    encoder_dims: Sequence[int],
+    encoder_depths: Sequence[int],
+    local_radius: Sequence[float],
+) -> None:
+    """Refuse settings of an encoder that do not fit each other.
+
+    Raises:
+        ValueError: if one does not hold a value per level, or a group has more members than the level below has tokens.
+    """
+    for name, values in list(locals().items()):
+        if len(values) != NUM_LEVELS:
+            raise ValueError(f"{name} must hold {NUM_LEVELS} values, fine to coarse, got {list(values)}")
+    for level in range(1, NUM_LEVELS):
+        if not group_sizes[level] <= num_groups[level - 1] >= num_groups[level]:
+            raise ValueError(
+                f"level {level} makes {num_groups[level]} groups of {group_sizes[level]} out of "
+                f"{num_groups[level - 1]} tokens: num_groups {list(num_groups)} must not rise, group_sizes "
+                f"{list(group_sizes)} must fit"
+            )
+
+
+def _init_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,171 @@
+"""What the two pre-training models share: grouping, the masked encoder, the decoder, the 3D loss (Point-M2AE)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from extensions.chamfer_dist import ChamferDistanceL2
+from models.encoder import EncodedLevel, HierarchicalEncoder, check_levels
+from models.masking import draw_mask
+from models.propagation import TokenPropagation
+from models.tokenizer import Group, PointwiseConv, group_levels
+from models.transformer import BlockStack, drop_path_rates, positional_embedding
+
+
+class MaskedAutoencoder(nn.Module):
+    """Hierarchical masked autoencoder of point clouds; a subclass chooses the mask, the heads and the losses.
+
+    Args:
+        mask_ratio: share of the coarse tokens that is masked, in (0, 1).
+        num_groups: tokens per level, fine to coarse.
+        group_sizes: neighbours per group and level.
+        encoder_dims, encoder_depths: channels and blocks per level, fine to coarse.
+        decoder_dims, decoder_depths: channels and blocks per decoder level, coarse to fine.
+        decoder_up_blocks: residual layers of each step from a decoder level to the next; the first is used.
+        drop_path_rate: stochastic depth of the last block, of the encoder and of the decoder each.
+        num_heads: attention heads of every block.
+        local_radius: part of the released configs; it does not act in pre-training (docs/FIDELITY.md).
+
+    Raises:
+        ValueError: if the sizes do not fit each other.
+    """
+
+    def __init__(
+        self,
+        mask_ratio: float = 0.8,
+        num_groups: Sequence[int] = (512, 256, 64),
+        group_sizes: Sequence[int] = (16, 8, 8),
+        encoder_dims: Sequence[int] = (96, 192, 384),
+        encoder_depths: Sequence[int] = (5, 5, 5),
+        decoder_dims: Sequence[int] = (384, 192),
+        decoder_depths: Sequence[int] = (1, 1),
+        decoder_up_blocks: Sequence[int] = (1, 1),
+        drop_path_rate: float = 0.1,
+        num_heads: int = 6,
+        local_radius: Sequence[float] = (0.0, 0.0, 0.0),
+    ):
+        super().__init__()
+        check_levels(num_groups, group_sizes, encoder_dims, encoder_depths, local_radius)
+        if tuple(decoder_dims) != tuple(encoder_dims[:0:-1]):
+            raise ValueError(
+                f"decoder_dims must be {list(encoder_dims[:0:-1])}, the encoder's upper levels from coarse to fine, "
+                f"got {list(decoder_dims)}"
+            )
+        self.num_groups, self.group_sizes, self.decoder_dim = tuple(num_groups), tuple(group_sizes), decoder_dims[-1]
+        self.num_visible = num_groups[-1] - int(mask_ratio * num_groups[-1])
+        if not 0 < self.num_visible < num_groups[-1]:
+            raise ValueError(
+                f"mask_ratio {mask_ratio} masks none or all of {num_groups[-1]} tokens; choose between 0 and 1"
+            )
+
+        self.h_encoder = HierarchicalEncoder(encoder_dims, encoder_depths, num_heads, drop_path_rate)
+        self.mask_token = nn.Parameter(torch.zeros(1, decoder_dims[0]))
+        self.h_decoder = nn.ModuleList(
+            BlockStack(dim, num_heads, rates)
+            for dim, rates in zip(decoder_dims, drop_path_rates(drop_path_rate, decoder_depths), strict=True)
+        )
+        self.decoder_pos_embeds = nn.ModuleList(positional_embedding(dim) for dim in decoder_dims)
+        self.token_prop = nn.ModuleList([TokenPropagation(decoder_dims[0], decoder_dims[1], decoder_up_blocks[0])])
+        self.decoder_norm = nn.LayerNorm(self.decoder_dim)
+        self.chamfer = ChamferDistanceL2()
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.h_decoder.apply(_init_decoder_weights)
+
+    def group(self, points: Tensor) -> list[Group]:
+        """Group (B, N, 3) points into the three levels, fine to coarse."""
+        return group_levels(points, self.num_groups, self.group_sizes)
+
+    def mask(self, logits: Tensor, coarse_mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """The coarse mask, True = masked: the given one, checked, or one drawn with probabilities softmax(logits).
+
+        Args:
+            logits: (B, G_2).
+            coarse_mask: (B, G_2) bool, or None to draw it.
+            generator: source of randomness of the draw.
+
+        Returns:
+            (B, G_2) bool.
+
+        Raises:
+            ValueError: if `coarse_mask` has another shape or type, or masks all or none of a sample.
+        """
+        if coarse_mask is None:
+            return draw_mask(logits, self.num_visible, generator)
+        if coarse_mask.shape != logits.shape or coarse_mask.dtype != torch.bool:
+            raise ValueError(
+                f"coarse_mask must be bool {tuple(logits.shape)} with True = masked, "
+                f"got {coarse_mask.dtype} {tuple(coarse_mask.shape)}"
+            )
+        num_masked = coarse_mask.sum(1)
+        if ((num_masked == 0) | (num_masked == coarse_mask.shape[1])).any():
+            raise ValueError("coarse_mask must leave at least one token visible and one masked in every sample")
+        return coarse_mask
+
+    def decode(self, groups: Sequence[Group], encoded: Sequence[EncodedLevel]) -> Tensor:
+        """Reconstruct the level-1 tokens from the visible ones, coarse to fine.
+
+        Args:
+            groups: three levels, fine to coarse.
+            encoded: what the encoder left of them.
+
+        Returns:
+            (B, G_1, decoder_dims[-1]) tokens after `decoder_norm`.
+        """
+        _, middle, top = groups
+        tokens = torch.where(encoded[2].mask.unsqueeze(-1), self.mask_token, encoded[2].scattered())
+        tokens = self.h_decoder[0](tokens, self.decoder_pos_embeds[0](top.centers))
+        tokens = self.token_prop[0](middle.centers, top.centers, encoded[1].scattered(), tokens)
+        tokens = self.h_decoder[1](tokens, self.decoder_pos_embeds[1](middle.centers))
+        return self.decoder_norm(tokens)
+
+    def loss_3d(self, head: PointwiseConv, decoded: Tensor, group: Group, mask: Tensor) -> Tensor:
+        """Chamfer distance of the predicted neighbourhoods, over the masked tokens of the whole batch.
+
+        Args:
+            head: predicts the relative coordinates of a token's neighbours.
+            decoded: (B, G, C).
+            group: the level's true neighbourhoods.
+            mask: (B, G) bool, True = masked.
+
+        Returns:
+            0-d tensor.
+        """
+        predicted = head(decoded[mask]).unflatten(-1, (-1, 3))  # (masked, k, 3)
+        return self.chamfer(predicted, group.neighborhoods[mask])
+
+    def encode_unmasked(self, points: Tensor) -> Tensor:
+        """Top-level tokens (B, G_2, C) after their norm, from an empty coarse mask: what linear probes pool.
+
+        As in pre-training, a finer token that is in no coarser group's neighbourhood stays hidden.
+        """
+        groups = self.group(points)
+        empty = torch.zeros(points.shape[0], self.num_groups[-1], dtype=torch.bool, device=points.device)
+        return self.h_encoder(groups, empty)[-1].tokens
+
+    def reconstruction(self, head: PointwiseConv, groups: Sequence[Group], mask: Tensor) -> dict[str, Tensor]:
+        """True and predicted neighbourhoods of the level-1 tokens, for looking at.
+
+        Args:
+            head: predicts the relative coordinates of a token's neighbours.
+            groups: three levels, fine to coarse.
+            mask: (B, G_2) bool, True = masked.
+
+        Returns:
+            `visible` (B, G_1) bool, True = visible; `neighborhoods` (B, G_1, k, 3), the true points;
+            `predictions` (B, G_1, k', 3), the predicted ones; absolute coordinates.
+        """
+        encoded = self.h_encoder(groups, mask)
+        predicted = head(self.decode(groups, encoded)).unflatten(-1, (-1, 3))  # (B, G_1, k', 3)
+        return {
+            "visible": ~encoded[1].mask,
+            "neighborhoods": groups[1].points,
+            "predictions": predicted + groups[1].centers.unsqueeze(2),
+        }
+
+
+def _init_decoder_weights(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,77 @@
+"""Which tokens are masked: drawn at the coarsest level, propagated to the finer ones. In every mask True = masked."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def draw_mask(logits: Tensor, num_visible: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draw the visible tokens without replacement, with probabilities softmax(logits).
+
+    The draw adds Gumbel noise to the logits and keeps the largest: the same distribution as drawing one by one, and it
+    survives probabilities that underflow. Equal logits give a uniformly random mask.
+
+    Args:
+        logits: (B, G).
+        num_visible: tokens that stay visible in each sample.
+        generator: source of randomness on the device of `logits`; None = PyTorch's own.
+
+    Returns:
+        (B, G) bool, True = masked.
+    """
+    uniform = torch.rand(logits.shape, generator=generator, device=logits.device, dtype=torch.float64)
+    gumbel = -torch.log(-torch.log(uniform.clamp_min(torch.finfo(torch.float64).tiny)))
+    visible = (logits + gumbel).topk(num_visible, dim=1).indices
+    return torch.ones_like(logits, dtype=torch.bool).scatter_(1, visible, False)
+
+
+def propagate_mask(coarse_mask: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+    """Carry the coarse mask down: a finer token is visible if any visible coarser token has it in its neighbourhood.
+
+    Args:
+        coarse_mask: (B, G_top) bool, True = masked.
+        indices: per level, fine to coarse, (B, G_i, k_i) members of each group among the tokens of level i−1;
+            those of level 0 index points and are not used.
+
+    Returns:
+        Per level, fine to coarse, (B, G_i) bool, True = masked.
+    """
+    masks = [coarse_mask]
+    for level in range(len(indices) - 1, 0, -1):
+        index = indices[level]
+        num_finer = indices[level - 1].shape[1]
+        visible = (~masks[0]).unsqueeze(-1).expand_as(index).flatten(1).to(torch.uint8)
+        reached = visible.new_zeros(index.shape[0], num_finer).scatter_reduce_(1, index.flatten(1), visible, "amax")
+        masks.insert(0, reached == 0)
+    return masks
+
+
+class Packing:
+    """The visible tokens of each sample moved to the front, in order, and padded to the longest sample.
+
+    Args:
+        mask: (B, G) bool, True = masked.
+
+    Attributes:
+        index: (B, L) int64 positions of the packed tokens among the G; L = most visible tokens in a sample.
+        valid: (B, L) bool, True = a visible token, False = padding.
+        attention_mask: (B, 1, 1, L) bool for `Attention`, or None where nothing is padded.
+    """
+
+    def __init__(self, mask: Tensor):
+        visible = ~mask
+        count = visible.sum(1, keepdim=True)  # (B, 1)
+        shortest, longest = torch.stack(count.aminmax()).tolist()
+        self.index = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
+        self.valid = torch.arange(longest, device=mask.device) < count
+        self.attention_mask = None if shortest == longest else self.valid[:, None, None, :]
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Take the packed tokens, (B, L, C), out of all, (B, G, C); padding holds masked tokens."""
+        return x.gather(1, self.index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def unpack(self, packed: Tensor, onto: Tensor) -> Tensor:
+        """Write packed tokens (B, L, C) back over the visible positions of `onto` (B, G, C); returns a new tensor."""
+        packed = torch.where(self.valid.unsqueeze(-1), packed, self.pack(onto).to(packed.dtype))
+        return onto.to(packed.dtype).scatter(1, self.index.unsqueeze(-1).expand_as(packed), packed)

@@ -1,0 +1,57 @@
+"""Point-M2AE (NeurIPS 2022): masked autoencoding of point clouds under a random multi-scale mask."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.masked_autoencoder import MaskedAutoencoder
+from models.tokenizer import PointwiseConv
+
+
+class Point_M2AE(MaskedAutoencoder):
+    """Point-M2AE's pre-training model.
+
+    As released, a masked token predicts `group_sizes[0]` points, compared with its `group_sizes[1]` true neighbours.
+
+    Args:
+        **settings: those of `MaskedAutoencoder`.
+    """
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.rec_head = PointwiseConv(self.decoder_dim, 3 * self.group_sizes[0])
+
+    def forward(
+        self, points: Tensor, coarse_mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Mask, reconstruct, compare.
+
+        Args:
+            points: (B, N, 3) coordinates in the unit sphere.
+            coarse_mask: (B, G_2) bool, True = masked; None = draw it uniformly.
+            generator: source of the draw's randomness; None = PyTorch's own.
+
+        Returns:
+            0-d tensors: loss, loss_3d.
+        """
+        groups = self.group(points)
+        mask = self.mask(self._uniform_logits(points), coarse_mask, generator)
+        encoded = self.h_encoder(groups, mask)
+        decoded = self.decode(groups, encoded)
+        loss_3d = self.loss_3d(self.rec_head, decoded, groups[1], encoded[1].mask)
+        return {"loss": loss_3d, "loss_3d": loss_3d.detach()}
+
+    def encode(self, points: Tensor) -> Tensor:
+        """The linear probe's feature, (B, C): mean plus max over the top-level tokens."""
+        tokens = self.encode_unmasked(points)
+        return tokens.mean(1) + tokens.amax(1)
+
+    def reconstruct(self, points: Tensor, coarse_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """What the model makes of (B, N, 3) points under a mask; see `MaskedAutoencoder.reconstruction`."""
+        groups = self.group(points)
+        mask = self.mask(self._uniform_logits(points), coarse_mask, None)
+        return self.reconstruction(self.rec_head, groups, mask)
+
+    def _uniform_logits(self, points: Tensor) -> Tensor:
+        return points.new_zeros(points.shape[0], self.num_groups[-1])

@@ -1,0 +1,90 @@
+"""Carrying features from coarse tokens to finer ones (Point-M2AE, section 3.3)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from extensions.pointnet2_ops.pointnet2_utils import three_interpolate, three_nn
+from models.tokenizer import PointwiseConv, RowBatchNorm
+
+
+def interpolate_features(centers: Tensor, coarse_centers: Tensor, coarse_features: Tensor) -> Tensor:
+    """Features at `centers`: the three nearest coarse ones weighted by inverse squared distance.
+
+    Args:
+        centers: (B, N, 3).
+        coarse_centers: (B, M, 3), M ≥ 3.
+        coarse_features: (B, M, C).
+
+    Returns:
+        (B, N, C).
+    """
+    distance, index = three_nn(centers, coarse_centers)
+    weight = 1 / (distance.square() + 1e-8)
+    weight = weight / weight.sum(-1, keepdim=True)
+    return three_interpolate(coarse_features.transpose(1, 2), index, weight).transpose(1, 2)
+
+
+class _Fuse(nn.Module):
+    """A shared layer, BatchNorm and GELU over rows of channels."""
+
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__()
+        self.net = nn.Sequential(PointwiseConv(in_dim, dim), RowBatchNorm(dim), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class _Residual(nn.Module):
+    """Two shared layers beside the identity, GELU after the sum."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net1 = nn.Sequential(PointwiseConv(dim, dim), RowBatchNorm(dim), nn.GELU())
+        self.net2 = nn.Sequential(PointwiseConv(dim, dim), RowBatchNorm(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.net2(self.net1(x)) + x)
+
+
+class _Extraction(nn.Module):
+    """Residual layers in a row."""
+
+    def __init__(self, dim: int, num_blocks: int):
+        super().__init__()
+        self.operation = nn.Sequential(*(_Residual(dim) for _ in range(num_blocks)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x)
+
+
+class TokenPropagation(nn.Module):
+    """Fuses the tokens of a level with what is interpolated from the coarser one.
+
+    Args:
+        coarse_dim: channels of the coarser tokens.
+        dim: channels of this level's tokens.
+        num_blocks: residual layers after the fusion.
+    """
+
+    def __init__(self, coarse_dim: int, dim: int, num_blocks: int):
+        super().__init__()
+        self.fuse = _Fuse(dim + coarse_dim, dim)
+        self.extraction = _Extraction(dim, num_blocks)
+
+    def forward(self, centers: Tensor, coarse_centers: Tensor, tokens: Tensor, coarse_tokens: Tensor) -> Tensor:
+        """Bring (B, M, coarse_dim) tokens to this level.
+
+        Args:
+            centers: (B, N, 3).
+            coarse_centers: (B, M, 3).
+            tokens: (B, N, dim), zeros where masked.
+            coarse_tokens: (B, M, coarse_dim).
+
+        Returns:
+            (B, N, dim).
+        """
+        interpolated = interpolate_features(centers, coarse_centers, coarse_tokens)
+        x = torch.cat([tokens, interpolated], dim=-1).flatten(0, 1)  # (B·N, dim + coarse_dim): BatchNorm over all rows
+        return self.extraction(self.fuse(x)).unflatten(0, tokens.shape[:2])

@@ -1,0 +1,127 @@
+"""Grouping a cloud into local neighbourhoods and embedding each as one token (Point-M2AE, section 3.1)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from extensions.knn_cuda import KNN
+from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
+
+
+@dataclass(frozen=True)
+class Group:
+    """The neighbourhoods of one level.
+
+    Attributes:
+        centers: (B, G, 3) coordinates of the group centres.
+        index: (B, G, k) int64; each group's members among the points it was made from, nearest first.
+        points: (B, G, k, 3) coordinates of the members.
+        neighborhoods: (B, G, k, 3) the same, relative to the centre.
+    """
+
+    centers: Tensor
+    index: Tensor
+    points: Tensor
+    neighborhoods: Tensor
+
+
+class PointwiseConv(nn.Conv1d):
+    """A linear layer over the last dimension, stored as the 1×1 convolution that released checkpoints hold."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (…, in_channels) to (…, out_channels)."""
+        return F.linear(x, self.weight.squeeze(-1), self.bias)
+
+
+class RowBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the rows of (M, C).
+
+    On a CPU the rows are handed over as one long sample, (1, C, M): PyTorch then sums in double precision, where for
+    (M, C) it sums in single precision and loses digits with every row.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (M, C)."""
+        if x.device.type == "cpu":
+            return super().forward(x.t().unsqueeze(0)).squeeze(0).t()
+        return super().forward(x)
+
+
+class TokenEmbed(nn.Module):
+    """A mini-PointNet: each group's members become one token, by shared layers and two max-poolings.
+
+    Args:
+        in_dim: channels of a member.
+        hidden_dims: channels of the two layers before the first pooling.
+        dim: channels of the token.
+    """
+
+    def __init__(self, in_dim: int, hidden_dims: tuple[int, int], dim: int):
+        super().__init__()
+        first, second = hidden_dims
+        wide = 2 * second if in_dim == 3 else dim
+        self.first_conv = nn.Sequential(
+            PointwiseConv(in_dim, first), RowBatchNorm(first), nn.ReLU(inplace=True), PointwiseConv(first, second)
+        )
+        self.second_conv = nn.Sequential(
+            PointwiseConv(2 * second, wide), RowBatchNorm(wide), nn.ReLU(inplace=True), PointwiseConv(wide, dim)
+        )
+
+    def forward(self, members: Tensor) -> Tensor:
+        """Embed (B, G, k, in_dim) members as (B, G, dim) tokens."""
+        shape = members.shape[:3]
+        x = self.first_conv(members.flatten(0, 2)).unflatten(0, shape)  # (B, G, k, second)
+        pooled = x.amax(2, keepdim=True)  # (B, G, 1, second)
+        # The layer that mixes the concatenation [pooled, x], its pooled half computed once a group.
+        mix = cast(PointwiseConv, self.second_conv[0])
+        for_pooled, for_members = mix.weight.squeeze(-1).chunk(2, dim=1)
+        x = F.linear(x, for_members, mix.bias) + F.linear(pooled, for_pooled)
+        return self.second_conv[1:](x.flatten(0, 2)).unflatten(0, shape).amax(2)
+
+
+def group_levels(points: Tensor, num_groups: Sequence[int], group_sizes: Sequence[int]) -> list[Group]:
+    """Group a cloud level by level, fine to coarse: level 0 groups the points, level i the centres of level i−1.
+
+    Args:
+        points: (B, N, 3) coordinates, N at least `group_sizes[0]`.
+        num_groups: groups per level; farthest point sampling picks their centres.
+        group_sizes: members per group and level, the nearest neighbours of the centre.
+
+    Returns:
+        One `Group` per level.
+
+    Raises:
+        ValueError: if `points` is not (B, N, 3) or a level has fewer points than a group needs.
+    """
+    levels = []
+    for groups, size in zip(num_groups, group_sizes, strict=True):
+        levels.append(_group(points, groups, size))
+        points = levels[-1].centers
+    return levels
+
+
+def _group(points: Tensor, num_groups: int, group_size: int) -> Group:
+    centers = take(points, furthest_point_sample(points, num_groups))
+    _, index = KNN(group_size, transpose_mode=True)(points, centers)
+    members = take(points, index)
+    return Group(centers, index, members, members - centers.unsqueeze(2))
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Gather rows of each sample.
+
+    Args:
+        x: (B, N, C).
+        index: (B, …) int64 into N.
+
+    Returns:
+        (B, …, C).
+    """
+    rows = index.flatten(1).unsqueeze(-1).expand(-1, -1, x.shape[-1])
+    return x.gather(1, rows).unflatten(1, index.shape[1:])
