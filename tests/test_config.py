@@ -1,0 +1,423 @@
+"""Configs: merging, defaults, refusals, and the values of the shipped files."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.config import check_keys, load_config, save_config
+
+CFGS = Path(__file__).resolve().parent.parent / "cfgs"
+SHIPPED = sorted(path for path in CFGS.glob("*/*.yaml") if path.parent.name != "dataset")
+MINIMAL = {"dataset": {"train": {"NAME": "ShapeNet"}}, "model": {"NAME": "I2P_MAE"}}
+
+
+def write(folder: Path, content: object, name: str = "config.yaml") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        load_config(path)
+    return str(caught.value)
+
+
+# the released hyper-parameters, as a table
+
+
+ENCODER = {
+    "num_groups": [512, 256, 64],
+    "encoder_depths": [5, 5, 5],
+    "encoder_dims": [96, 192, 384],
+    "drop_path_rate": 0.1,
+    "num_heads": 6,
+}
+PRETRAIN = ENCODER | {
+    "mask_ratio": 0.8,
+    "group_sizes": [16, 8, 8],
+    "decoder_depths": [1, 1],
+    "decoder_dims": [384, 192],
+    "decoder_up_blocks": [1, 1],
+}
+SCAN = ENCODER | {"NAME": "I2P_MAE_ScanObjectNN", "num_classes": 15, "group_sizes": [32, 16, 16]}
+MODELS = {
+    "pre-training/i2p-mae": PRETRAIN
+    | {
+        "NAME": "I2P_MAE",
+        "local_radius": [0, 0, 0],
+        "clip_config": {"visual_encoder": "ViT-B/16", "feat_dim": 512},
+    },
+    "pre-training/point-m2ae": PRETRAIN | {"NAME": "Point_M2AE", "local_radius": [0.32, 0.64, 1.28]},
+    "linear-svm/modelnet40": PRETRAIN
+    | {"NAME": "I2P_MAE", "local_radius": [0, 0, 0], "clip_config": {"visual_encoder": None, "feat_dim": 512}},
+    "linear-svm/scan_obj-bg": PRETRAIN
+    | {"NAME": "I2P_MAE", "local_radius": [0, 0, 0], "clip_config": {"visual_encoder": None, "feat_dim": 512}},
+    "fine-tuning/modelnet40": ENCODER
+    | {
+        "NAME": "I2P_MAE_ModelNet40",
+        "num_classes": 40,
+        "smooth": 0.2,
+        "group_sizes": [48, 24, 24],
+        "local_radius": [0.24, 0.48, 0.96],
+    },
+    "fine-tuning/scan_pb": SCAN | {"local_radius": [0.48, 0.96, 1.92]},
+    "fine-tuning/scan_obj": SCAN | {"local_radius": [0.32, 0.64, 1.28]},
+    "fine-tuning/scan_obj-bg": SCAN | {"local_radius": [0.32, 0.64, 1.28]},
+}
+# file: lr, cosine end, total_bs, npoints, gradient clip, augmentation
+TRAINING = {
+    "pre-training/i2p-mae": (1e-3, 400, 64, None, None, "scale_and_translate"),
+    "pre-training/point-m2ae": (1e-3, 400, 128, None, None, "scale_and_translate"),
+    "fine-tuning/modelnet40": (5e-4, 300, 32, 1024, 10, "scale_and_translate"),
+    "fine-tuning/scan_pb": (5e-4, 300, 32, 2048, 10, "scale_and_rotate"),
+    "fine-tuning/scan_obj": (5e-4, 300, 32, 2048, 10, "scale_and_rotate"),
+    "fine-tuning/scan_obj-bg": (5e-4, 300, 32, 2048, 10, "scale_and_rotate"),
+}
+SVM_C = {
+    "pre-training/i2p-mae": 0.01,
+    "pre-training/point-m2ae": 0.01,
+    "linear-svm/modelnet40": 0.0093,
+    "linear-svm/scan_obj-bg": 0.018,
+}
+SHAPENET = {"NAME": "ShapeNet", "N_POINTS": 8192, "subset": "train", "npoints": 2048}
+MODELNET_SVM = {"NAME": "ModelNet40_SVM", "DATA_DIR": "data/modelnet40_ply_hdf5_2048", "num_points": 1024}
+DATA = {
+    "pre-training/i2p-mae": {"train": SHAPENET, "svm_train": MODELNET_SVM, "svm_test": MODELNET_SVM},
+    "pre-training/point-m2ae": {"train": SHAPENET, "svm_train": MODELNET_SVM, "svm_test": MODELNET_SVM},
+    "linear-svm/modelnet40": {
+        "svm_train": MODELNET_SVM | {"partition": "train"},
+        "svm_test": MODELNET_SVM | {"partition": "test"},
+    },
+    "linear-svm/scan_obj-bg": {
+        "svm_train": {"NAME": "ScanObjectNN", "SPLIT": "obj-bg", "subset": "train", "npoints": 2048},
+        "svm_test": {"NAME": "ScanObjectNN", "SPLIT": "obj-bg", "subset": "test", "npoints": 2048},
+    },
+    "fine-tuning/modelnet40": {
+        "train": {"NAME": "ModelNet", "NUM_CATEGORY": 40, "USE_NORMALS": False, "subset": "train"},
+        "test": {"NAME": "ModelNet", "NUM_CATEGORY": 40, "USE_NORMALS": False, "subset": "test"},
+    },
+    "fine-tuning/scan_pb": {"train": {"SPLIT": "pb", "subset": "train"}, "test": {"SPLIT": "pb", "subset": "test"}},
+    "fine-tuning/scan_obj": {"train": {"SPLIT": "obj", "subset": "train"}, "test": {"SPLIT": "obj", "subset": "test"}},
+    "fine-tuning/scan_obj-bg": {
+        "train": {"SPLIT": "obj-bg", "subset": "train"},
+        "test": {"SPLIT": "obj-bg", "subset": "test"},
+    },
+}
+
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_model_is_the_released_one(name: str) -> None:
+    assert load_config(CFGS / f"{name}.yaml").model == MODELS[name]
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_shipped_training_is_the_released_one(name: str) -> None:
+    lr, epochs, total_bs, npoints, clip, augmentation = TRAINING[name]
+    config = load_config(CFGS / f"{name}.yaml")
+    assert config.optimizer == {"type": "AdamW", "kwargs": {"lr": lr, "weight_decay": 0.05}}
+    assert config.scheduler == {"type": "CosLR", "kwargs": {"epochs": epochs, "initial_epochs": 10}}
+    assert (config.total_bs, config.get("npoints"), config.max_epoch) == (total_bs, npoints, 300)
+    assert (config.grad_norm_clip, config.augmentation, config.step_per_update) == (clip, augmentation, 1)
+
+
+@pytest.mark.parametrize("name", SVM_C)
+def test_shipped_svm_is_the_released_one(name: str) -> None:
+    assert SVM_C[name] == load_config(CFGS / f"{name}.yaml").svm.C
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_shipped_data_sets(name: str) -> None:
+    dataset = load_config(CFGS / f"{name}.yaml").dataset
+    assert dataset.keys() == DATA[name].keys()
+    for entry, expected in DATA[name].items():
+        flat = {**dataset[entry], **dataset[entry].others}
+        assert {key: flat[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_config_opens_with_its_own_launch_command(name: str) -> None:
+    launch, published = (CFGS / f"{name}.yaml").read_text().splitlines()[:2]
+    assert launch.startswith(f"# Launch:    python main.py --config cfgs/{name}.yaml ")
+    assert published.startswith("# Published: ")
+
+
+# merging
+
+
+def test_base_keys_are_overridden_by_own_keys_at_every_depth(tmp_path: Path) -> None:
+    base = write(tmp_path, {"NAME": "ShapeNet", "N_POINTS": 8192, "others": {"subset": "test", "npoints": 7}}, "b.yaml")
+    own = {"_base_": str(base), "N_POINTS": 16, "others": {"subset": "train"}}
+    config = load_config(write(tmp_path, MINIMAL | {"dataset": {"train": own}}))
+    assert config.dataset.train == {"NAME": "ShapeNet", "N_POINTS": 16, "others": {"subset": "train", "npoints": 7}}
+
+
+def test_a_base_may_have_a_base_and_stand_at_the_top(tmp_path: Path) -> None:
+    write(tmp_path, MINIMAL | {"max_epoch": 1, "total_bs": 2, "npoints": 3}, "a.yaml")
+    write(tmp_path, {"_base_": str(tmp_path / "a.yaml"), "max_epoch": 10, "total_bs": 20}, "b.yaml")
+    config = load_config(write(tmp_path, {"_base_": str(tmp_path / "b.yaml"), "max_epoch": 100}))
+    assert (config.max_epoch, config.total_bs, config.npoints) == (100, 20, 3)
+    assert "_base_" not in config
+
+
+def test_base_is_sought_in_the_current_folder_first_then_in_the_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = {"_base_": "cfgs/dataset/ShapeNet-55.yaml"}
+    path = write(tmp_path, MINIMAL | {"dataset": {"train": entry}})
+    assert load_config(path).dataset.train.NAME == "ShapeNet"
+    (tmp_path / "cfgs/dataset").mkdir(parents=True)
+    write(tmp_path, {"NAME": "Nearer"}, "cfgs/dataset/ShapeNet-55.yaml")
+    assert load_config(path).dataset.train.NAME == "Nearer"
+
+
+def test_missing_base_names_key_and_file(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL | {"dataset": {"train": {"_base_": "cfgs/nowhere.yaml"}}})
+    with pytest.raises(FileNotFoundError, match=r"dataset\.train\._base_ = 'cfgs/nowhere.yaml' in .*config\.yaml"):
+        load_config(path)
+
+
+def test_base_that_is_no_path_is_refused(tmp_path: Path) -> None:
+    assert "model._base_ = 3" in refusal(write(tmp_path, MINIMAL | {"model": {"_base_": 3}}))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_cycle_of_bases_is_refused(tmp_path: Path, length: int) -> None:
+    for i in range(length):
+        path = write(tmp_path, {"_base_": str(tmp_path / f"{(i + 1) % length}.yaml")}, f"{i}.yaml")
+    assert "leads back" in refusal(path)
+
+
+def test_the_same_base_twice_is_no_cycle(tmp_path: Path) -> None:
+    base = {"_base_": str(write(tmp_path, {"NAME": "ShapeNet"}, "base.yaml"))}
+    config = load_config(write(tmp_path, MINIMAL | {"dataset": {"train": base, "test": base}}))
+    assert config.dataset.train == config.dataset.test == {"NAME": "ShapeNet"}
+
+
+# defaults and types
+
+
+def test_defaults_are_filled_and_own_values_kept(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL | {"svm": {"C": 3}}))
+    assert (config.step_per_update, config.grad_norm_clip, config.augmentation) == (1, None, "scale_and_translate")
+    assert config.svm == {"C": 3, "every": 1}
+
+
+def test_defaults_are_not_shared_between_configs(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    load_config(path).svm.C = 5
+    assert load_config(path).svm.C == 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("5E-4", 5e-4), ("1e+2", 100.0), (".5e1", 5.0), ("2.e0", 2.0)]
+)
+def test_floats_without_a_point_are_numbers(tmp_path: Path, text: str, value: float) -> None:
+    path = write(tmp_path, f"{{dataset: {{}}, model: {{NAME: x, name: e1, version: 1e}}, svm: {{C: {text}}}}}")
+    config = load_config(path)
+    assert value == config.svm.C
+    assert (config.model.name, config.model.version) == ("e1", "1e")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_epoch": "300"}, "max_epoch = '300'"),
+        ({"max_epoch": 3.5}, "an integer ≥ 0"),
+        ({"max_epoch": True}, "max_epoch = True"),
+        ({"max_epoch": -1}, "max_epoch = -1"),
+        ({"total_bs": 0}, "total_bs = 0"),
+        ({"npoints": None}, "npoints = None"),
+        ({"grad_norm_clip": 0}, "a number > 0 or null"),
+        ({"augmentation": "rotate"}, "'scale_and_translate' or 'scale_and_rotate'"),
+        ({"augmentation": ["scale_and_rotate"]}, "augmentation = ['scale_and_rotate']"),
+        ({"svm": {"C": float("nan")}}, "svm.C = nan"),
+        ({"svm": {"every": 0}}, "svm.every = 0"),
+        ({"svm": 0.01}, "svm = 0.01"),
+        ({"optimizer": None}, "optimizer = None"),
+        ({"optimizer": {"type": "AdamW"}}, "missing key 'optimizer.kwargs'"),
+        ({"optimizer": {"type": "AdamW", "kwargs": {"lr": 1}}}, "missing key 'optimizer.kwargs.weight_decay'"),
+        ({"optimizer": {"type": "AdamW", "kwargs": {"lr": "fast", "weight_decay": 0}}}, "optimizer.kwargs.lr = 'fast'"),
+        ({"scheduler": {"type": 1, "kwargs": {"epochs": 1, "initial_epochs": 0}}}, "scheduler.type = 1"),
+        ({"model": {}}, "missing key 'model.NAME'"),
+        ({"model": {"NAME": 3}}, "model.NAME = 3"),
+        ({"model": "I2P_MAE"}, "model = 'I2P_MAE'"),
+        ({"dataset": []}, "dataset = []"),
+        ({"dataset": {"train": {}}}, "missing key 'dataset.train.NAME'"),
+        ({"dataset": {"train": {"NAME": "ShapeNet", "others": 3}}}, "dataset.train.others = 3"),
+        ({"dataset": {"trian": {"NAME": "ShapeNet"}}}, "did you mean 'train'?"),
+    ],
+)
+def test_wrong_value_is_refused_with_its_place(tmp_path: Path, change: dict, message: str) -> None:
+    path = write(tmp_path, MINIMAL | change)
+    text = refusal(path)
+    assert message in text
+    assert str(path) in text
+
+
+@pytest.mark.parametrize("key", ["dataset", "model"])
+def test_missing_section_is_refused(tmp_path: Path, key: str) -> None:
+    config = {name: value for name, value in MINIMAL.items() if name != key}
+    assert f"missing key '{key}'" in refusal(write(tmp_path, config))
+
+
+# files that are no config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds nothing"),
+        ("# only a comment\n", "holds nothing"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("just words", "holds a str"),
+        ("model: {NAME: x\n", "not valid YAML"),
+        ("a: 1\n---\nb: 2\n", "not valid YAML"),
+        ("model: {NAME: x}\nmodel: {NAME: y}\n", "'model' is given twice"),
+        ("model: {NAME: x, deep: {a: 1, a: 2}}\n", "'a' is given twice"),
+        ("1: x\n", "'1' is not a plain name"),
+        ("on: x\n", "'on' is not a plain name"),
+        ("model: {NAME: x, items: 3}\n", "'items' is not a plain name"),
+        ("? [a, b]\n: 1\n", "not a plain name"),
+        ("model: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+        ("model: &m {NAME: x, again: *m}\ndataset: {}\n", "nests without end"),
+        ("[" * 5000, "nests without end"),
+    ],
+)
+def test_file_that_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    refused = refusal(path)
+    assert message in refused
+    assert str(path) in refused
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"\x80\x02}q\x00\xff\xfe")
+    assert "not valid YAML" in refusal(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.yaml.*cfgs"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_merge_key_of_yaml_still_works(tmp_path: Path) -> None:
+    path = write(tmp_path, "dataset:\n  train: &t {NAME: x, a: 1}\n  test: {<<: *t, a: 2}\nmodel: {NAME: y}\n")
+    assert load_config(path).dataset.test == {"NAME": "x", "a": 2}
+
+
+# properties
+
+
+def key_paths(config: dict, where: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Paths of all keys that the schema knows: everything outside `model` and the data set entries."""
+    paths = []
+    for key, value in config.items():
+        if key != "_base_":
+            paths.append((*where, key))
+        is_closed = key != "model" and where != ("dataset",)
+        if isinstance(value, dict) and is_closed:
+            paths += key_paths(value, (*where, key))
+    return paths
+
+
+def misspell(word: str, data: st.DataObject) -> str:
+    """Drop, double or swap letters of a word."""
+    i = data.draw(st.integers(0, len(word) - 1))
+    swapped = word[:i] + word[i : i + 2][::-1] + word[i + 2 :]
+    candidates = [word[:i] + word[i + 1 :], word[:i] + word[i] + word[i:], swapped]
+    return data.draw(st.sampled_from([typo for typo in candidates if typo and typo != word]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_misspelt_key_of_a_shipped_config_is_refused_with_the_right_name(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = yaml.safe_load(data.draw(st.sampled_from(SHIPPED)).read_text())
+    *parents, key = data.draw(st.sampled_from(key_paths(config)))
+    section = config
+    for parent in parents:
+        section = section[parent]
+    typo = misspell(key, data)
+    if typo in section:
+        return  # another valid key
+    section[typo] = section.pop(key)
+    text = refusal(write(tmp_path_factory.mktemp("typo"), config))
+    assert f"unknown key '{'.'.join([*parents, typo])}'" in text
+    assert f"did you mean '{key}'?" in text
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8)
+NAMES = st.from_regex(r"[a-zA-Z_]{3,8}", fullmatch=True).filter(
+    lambda name: name != "_base_" and not hasattr(dict, name)
+)
+VALUES = st.recursive(
+    SCALARS | st.sampled_from(["1e-3", "no", "1", "~", "1:30", "2020-01-01", "<<"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(model=st.dictionaries(NAMES, VALUES, max_size=4))
+def test_saved_config_reads_back_equal(model: dict, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "config.yaml").write_text(yaml.safe_dump(MINIMAL))
+    config = load_config(folder / "config.yaml")
+    config.model.update(model)
+    save_config(config, folder / "saved.yaml")
+    assert load_config(folder / "saved.yaml") == config
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_resolving_a_resolved_shipped_config_changes_nothing(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    before = copy.deepcopy(config)
+    save_config(config, tmp_path / "resolved.yaml")
+    assert load_config(tmp_path / "resolved.yaml") == config == before
+
+
+def test_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    config = load_config(path)
+    before = path.read_bytes()
+    config.model.shape = {1, 2}.__iter__()
+    with pytest.raises(yaml.YAMLError):
+        save_config(config, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# check_keys
+
+
+def test_check_keys_names_path_file_nearest_and_valid() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown key 'dataset\.trian' in a\.yaml; did you mean 'train'\? valid: train, test"
+    ):
+        check_keys(["test", "trian"], ["train", "test"], "dataset", "a.yaml")
+
+
+def test_check_keys_sees_through_case() -> None:
+    with pytest.raises(ValueError, match="did you mean 'NAME'"):
+        check_keys(["name"], ["NAME", "others"], "dataset.train")
+
+
+def test_check_keys_guesses_nothing_far_away() -> None:
+    with pytest.raises(ValueError, match=r"^unknown key 'zzz'; valid: train$"):
+        check_keys(["zzz"], ["train"], "")
+
+
+def test_check_keys_accepts_valid_keys() -> None:
+    assert check_keys(["a"], ["a", "b"], "x") is None

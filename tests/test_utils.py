@@ -1,0 +1,301 @@
+"""The command line, seeds, logs and progress."""
+
+import io
+import logging
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils import logger as logger_module
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.device import choose_device
+from utils.logger import progress, setup_logger
+from utils.parser import parse_args
+from utils.seed import rng_state, seed_everything, set_rng_state
+
+CONFIG = ["--config", "cfgs/x.yaml"]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"")
+    return str(path)
+
+
+# command line
+
+
+def test_defaults() -> None:
+    assert vars(parse_args(CONFIG)) == {
+        "config": Path("cfgs/x.yaml"),
+        "exp_name": "default",
+        "test_svm": None,
+        "finetune_model": False,
+        "scratch_model": False,
+        "test": False,
+        "ckpts": None,
+        "start_ckpts": None,
+        "resume": False,
+        "vote": False,
+        "val_freq": 1,
+        "seed": 0,
+        "deterministic": False,
+        "num_workers": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--test_svm", "scan", "--ckpts", "W"],
+        ["--finetune_model", "--ckpts", "W"],
+        ["--finetune_model", "--ckpts", "W", "--resume"],
+        ["--scratch_model", "--start_ckpts", "W"],
+        ["--scratch_model", "--resume"],
+        ["--start_ckpts", "W"],
+        ["--resume"],
+        ["--test", "--ckpts", "W"],
+        ["--test", "--vote", "--ckpts", "W"],
+    ],
+    ids=" ".join,
+)
+def test_consistent_flags_are_accepted(flags: list[str], weights: str) -> None:
+    args = parse_args([*CONFIG, *(weights if flag == "W" else flag for flag in flags)])
+    assert {args.ckpts, args.start_ckpts} == {None, Path(weights)} or args.resume
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--test"], "--test needs weights: add --ckpts"),
+        (["--test_svm", "scan"], "--test_svm needs weights: add --ckpts"),
+        (["--finetune_model"], "--finetune_model needs weights: add --ckpts"),
+        (["--ckpts", "W"], "use --start_ckpts"),
+        (["--scratch_model", "--ckpts", "W"], "use --finetune_model"),
+        (["--resume", "--start_ckpts", "W"], "drop one"),
+        (["--test", "--ckpts", "W", "--resume"], "an evaluation reads --ckpts only"),
+        (["--test_svm", "scan", "--ckpts", "W", "--start_ckpts", "W"], "an evaluation reads --ckpts only"),
+        (["--vote"], "add --test"),
+        (["--vote", "--finetune_model", "--ckpts", "W"], "add --test"),
+        (["--test", "--finetune_model", "--ckpts", "W"], "not allowed with argument --test"),
+        (["--scratch_model", "--test_svm", "scan"], "not allowed with argument --scratch_model"),
+        (["--test_svm", "shapenet", "--ckpts", "W"], "invalid choice: 'shapenet'"),
+        (["--test", "--ckpts", "/nowhere/a.pth"], "no such file: /nowhere/a.pth"),
+        (["--start_ckpts", "/nowhere/a.pth"], "no such file: /nowhere/a.pth"),
+        (["--ckpt", "W"], "unrecognized arguments"),
+        (["--val_freq", "0"], "0 must be at least 1"),
+        (["--num_workers", "-1"], "-1 must be at least 0"),
+        (["--seed", "4294967296"], "4294967296 must be between 0 and 4294967295"),
+        (["--seed", "x"], "invalid integer value: 'x'"),
+    ],
+)
+def test_contradictions_are_refused_with_the_way_out(
+    flags: list[str], message: str, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_args([*CONFIG, *(weights if flag == "W" else flag for flag in flags)])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a b", "-x", ".hidden", "TFBoard", "a\n", "a\\b"])
+def test_exp_name_that_leaves_its_folder_is_refused(name: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_args([*CONFIG, f"--exp_name={name}"])
+
+
+def test_plain_exp_name_is_accepted() -> None:
+    assert parse_args([*CONFIG, "--exp_name", "lr=1e-3_seed.2"]).exp_name == "lr=1e-3_seed.2"
+
+
+def test_config_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_args([])
+    assert "--config" in capsys.readouterr().err
+
+
+def test_help_shows_every_mode_in_commands_that_parse(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        parse_args(["--help"])
+    commands = re.findall(r"python main\.py (.+)", capsys.readouterr().out)
+    parsed = [parse_args(re.sub(r"ckpts/\S+", weights, command).split()) for command in commands]
+    modes = [(a.test_svm is not None, a.finetune_model, a.scratch_model, a.test, a.vote) for a in parsed]
+    assert len(set(modes)) == 6
+    assert all(args.config.is_file() for args in parsed)
+
+
+# seeds
+
+
+def draws() -> list[float]:
+    return [random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item(), torch.randn(1).item()]  # noqa: NPY002
+
+
+@pytest.fixture
+def untouched_generators() -> Iterator[None]:
+    state = rng_state()
+    yield
+    seed_everything(0)
+    set_rng_state(state)
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_a_seed_fixes_every_generator() -> None:
+    seed_everything(7)
+    first = draws()
+    seed_everything(7)
+    assert draws() == first
+    seed_everything(8)
+    assert not set(draws()) & set(first)
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_generators_continue_from_a_checkpoint(tmp_path: Path) -> None:
+    seed_everything(7)
+    draws()  # leaves a cached Gaussian behind
+    save_checkpoint(tmp_path / "a.pth", {"rng": rng_state()})
+    expected = draws()
+    seed_everything(8)
+    set_rng_state(read_checkpoint(tmp_path / "a.pth")["rng"])
+    assert draws() == expected
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_deterministic_is_switched_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    seed_everything(0, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert torch.backends.cudnn.deterministic
+    seed_everything(0)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.deterministic
+
+
+def test_a_tensor_can_live_on_the_chosen_device() -> None:
+    device = choose_device()
+    assert torch.ones(2, device=device).sum().item() == 2
+    assert (device.type == "cpu") == (not torch.cuda.is_available())
+
+
+# logs
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(before):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_file_gets_everything_and_stderr_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logger(tmp_path / "run.log")
+    logging.getLogger("a.b").debug("detail")
+    logging.getLogger("a.b").info("news")
+    log = (tmp_path / "run.log").read_text()
+    err = capsys.readouterr().err
+    assert ("detail" in log, "news" in log) == (True, True)
+    assert ("detail" in err, "news" in err) == (False, True)
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_second_setup_replaces_the_first_and_leaves_others_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = logging.StreamHandler(io.StringIO())
+    logging.getLogger().addHandler(foreign)
+    setup_logger(tmp_path / "first.log")
+    setup_logger(tmp_path / "second.log")
+    logging.getLogger("x").info("once")
+    assert (tmp_path / "first.log").read_text() == ""
+    assert (tmp_path / "second.log").read_text().count("once") == 1
+    assert capsys.readouterr().err.count("once") == 1
+    assert foreign.stream.getvalue() == "once\n"
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_log_file_that_cannot_be_opened_is_an_os_error(tmp_path: Path) -> None:
+    before = logging.getLogger().handlers[:]
+    with pytest.raises(OSError):
+        setup_logger(tmp_path / "absent" / "run.log")
+    assert logging.getLogger().handlers == before
+
+
+# progress
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that the test moves: seconds[0] is the time."""
+    now = [0.0]
+    monkeypatch.setattr(logger_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def lines_of_a_loop(count: int, step: float, seconds: list[float], caplog: pytest.LogCaptureFixture) -> list[str]:
+    with caplog.at_level(logging.INFO, logger="utils.logger"):
+        for _ in progress(range(count), "epoch 3"):
+            seconds[0] += step
+    return caplog.messages
+
+
+def test_slow_loop_logs_each_tenth_with_elapsed_time_and_rate(
+    seconds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = lines_of_a_loop(40, 4.0, seconds, caplog)
+    assert len(lines) == 10
+    assert lines[0] == "epoch 3: 4/40 (10 %), 16 s, 0.25/s"
+    assert lines[-1] == "epoch 3: 40/40 (100 %), 160 s, 0.25/s"
+
+
+def test_fast_loop_logs_nothing(seconds: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    assert lines_of_a_loop(1000, 0.001, seconds, caplog) == []
+
+
+def test_lines_keep_their_distance(seconds: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    assert len(lines_of_a_loop(100, 0.125, seconds, caplog)) == 2  # 12.5 s, 5 s apart
+
+
+def test_loop_of_unknown_length_logs_its_count(seconds: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="utils.logger"):
+        for _ in progress(iter("abc"), "files"):
+            seconds[0] += 6
+    assert caplog.messages == ["files: 1, 6 s, 0.17/s", "files: 2, 12 s, 0.17/s", "files: 3, 18 s, 0.17/s"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_items_pass_unchanged_in_nested_loops(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    stream = Stream()
+    monkeypatch.setattr("sys.stderr", stream)
+    pairs = [(a, b) for a in progress("abc", "outer") for b in progress(iter("de"), "inner", total=2)]
+    assert pairs == [(a, b) for a in "abc" for b in "de"]
+    assert ("outer" in stream.getvalue(), "inner" in stream.getvalue()) == (terminal, terminal)
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_log_line_stands_on_a_line_of_its_own_beside_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    setup_logger(None)
+    for _ in progress(range(2), "bar"):
+        logging.getLogger("x").info("news")
+    lines = [part for part in re.split(r"[\r\n]", stream.getvalue()) if "news" in part]
+    assert len(lines) == 2
+    assert all(line.endswith("INFO news") and "bar" not in line for line in lines)

@@ -1,0 +1,1 @@
+"""Command line, configs, checkpoints, logging, seeds and devices: what every run needs and no model knows."""

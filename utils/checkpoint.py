@@ -1,0 +1,233 @@
+"""Checkpoints: read without trust, load without silence, write whole."""
+
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .files import atomic_write
+
+_CONTAINERS = ("base_model", "model_state_dict", "state_dict")
+_CLASSIFIER_HEAD = ("cls_head_finetune.", "norm.")
+_SEGMENTER_HEAD = (
+    "label_conv.",
+    "propagations.",
+    *(f"convs{i}." for i in (1, 2, 3, 4)),
+    *(f"bns{i}." for i in (1, 2, 3)),
+)
+_NEW_HEADS = _CLASSIFIER_HEAD + _SEGMENTER_HEAD
+_TEACHER = {"clip_model.": "teacher"}
+_LEFTOVERS = {
+    **_TEACHER,
+    **dict.fromkeys(("mask_token", "h_decoder.", "decoder_pos_embeds.", "token_prop.", "decoder_norm."), "decoder"),
+    "rec_head": "reconstruction heads",
+    "h_encoder.encoder_norms.": "encoder norms",
+    **dict.fromkeys(_NEW_HEADS, "heads"),
+}
+_KEYS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a model and of a checkpoint; the fields hold names of tensors.
+
+    Attributes:
+        path: the file.
+        loaded: taken from the file.
+        missing: of the model, not in the file.
+        unexpected: in the file, of no use for the model and not known to be harmless.
+        mismatched: in both, of different shapes.
+        ignored: in the file, of no use for the model and known to be harmless (decoder, heads, teacher).
+    """
+
+    path: Path
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        text = f"loaded {len(self.loaded)} of the model's {total} tensors from {self.path}"
+        if self.missing:
+            text += f"; not in the file, kept as initialised: {_count(_first_part(key) for key in self.missing)}"
+        if self.mismatched:
+            text += f"; of another shape, kept as initialised: {_count(_first_part(key) for key in self.mismatched)}"
+        if self.ignored:
+            text += f"; not needed from the file: {_count(_leftover_group(key) for key in self.ignored)}"
+        return text
+
+
+def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> LoadReport:
+    """Fill a model from a checkpoint, ours or a released one; `module.` in front of names is dropped.
+
+    Args:
+        model: the model to fill; its device and dtype stay.
+        path: the checkpoint.
+        strict: every tensor of the model must be in the file, and the file may hold nothing more than a teacher.
+            Otherwise a head that is new to the model may be missing or of another shape and then keeps its
+            initialisation, and a decoder, heads, encoder norms and a teacher may be left over.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a checkpoint or does not fit; the model is then unchanged.
+    """
+    path = Path(path)
+    found = _model_tensors(read_checkpoint(path), path)
+    wanted = model.state_dict()
+    harmless = _TEACHER if strict else _LEFTOVERS
+    extra = [key for key in found if key not in wanted]
+    ignored = [key for key in extra if key.startswith(tuple(harmless))]
+    shared = [key for key in wanted if key in found]
+    report = LoadReport(
+        path=path,
+        loaded=tuple(key for key in shared if found[key].shape == wanted[key].shape),
+        missing=tuple(key for key in wanted if key not in found),
+        unexpected=tuple(key for key in extra if key not in ignored),
+        mismatched=tuple(key for key in shared if found[key].shape != wanted[key].shape),
+        ignored=tuple(ignored),
+    )
+    replaceable = () if strict else _NEW_HEADS
+    lacking = [key for key in report.missing + report.mismatched if not key.startswith(replaceable)]
+    if lacking or report.unexpected or not report.loaded:
+        raise ValueError(_misfit(report, found, wanted, replaceable))
+    model.load_state_dict({key: found[key] for key in report.loaded}, strict=False)
+    return report
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, admitting tensors and plain values and nothing that could run code.
+
+    Args:
+        path: a file written by `torch.save`.
+
+    Returns:
+        The saved dictionary.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a checkpoint, is damaged, or holds anything else than tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a checkpoint; name a file in it, such as ckpt-best.pth")
+    if not path.is_file():
+        raise FileNotFoundError(f"no such checkpoint: {path}; ckpts/README.md says where to get the released ones")
+    with open(path, "rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path} is a web page that a browser saved, not a checkpoint; download the file itself")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(f"{path} is not read: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary")
+    return content
+
+
+def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint that `read_checkpoint` can read; it replaces an older one only once it is whole.
+
+    Args:
+        path: the file to write, in an existing folder.
+        state: tensors and plain values (no EasyDict, no NumPy).
+
+    Raises:
+        OSError: if the file cannot be written; the older one then stays.
+        ValueError: if `state` holds what could not be read back; the older one then stays.
+    """
+    with atomic_write(path) as file:
+        try:
+            torch.save(state, file)
+            file.flush()
+            torch.load(file.name, map_location="cpu", weights_only=True, mmap=True)  # reads structure, not tensors
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path} is not written: its content could not be read back: {error}") from error
+
+
+def _model_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """Find the model's tensors in a checkpoint, under their names without `module.`."""
+    state = next((checkpoint[key] for key in _CONTAINERS if isinstance(checkpoint.get(key), dict)), checkpoint)
+    tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"{path} holds no model: no tensors at its top or under {', '.join(_CONTAINERS)}; "
+            f"its keys are {_some(map(str, checkpoint))}"
+        )
+    return tensors
+
+
+def _misfit(
+    report: LoadReport, found: dict[str, Tensor], wanted: dict[str, Tensor], replaceable: tuple[str, ...]
+) -> str:
+    """Say why a checkpoint does not fit a model, what it seems to be and what to do."""
+    shapes = (f"{key} {list(found[key].shape)} for {list(wanted[key].shape)}" for key in report.mismatched)
+    lines = [
+        f"{report.path} does not fit the model and nothing was loaded",
+        f"{len(report.loaded)} of the model's {len(wanted)} tensors are in it",
+    ]
+    for what, keys in (("missing", report.missing), ("unexpected", report.unexpected)):
+        if keys:
+            lines.append(f"{len(keys)} {what}: {_some(keys)}")
+    if report.mismatched:
+        lines.append(f"{len(report.mismatched)} of another shape: {_some(shapes)}")
+    wish = _kind(wanted)
+    if any(key.startswith(replaceable) for key in wanted) and replaceable:
+        wish += " or a pre-training model with the same encoder"
+    lines.append(f"the file seems to hold {_kind(found)}")
+    lines.append(f"give a checkpoint of {wish}, or the config with which this file was made")
+    return "; ".join(lines)
+
+
+def _kind(state: dict[str, Tensor]) -> str:
+    """Guess from the names of its tensors what a state dict belongs to."""
+    classifier = [key for key in state if re.fullmatch(r"cls_head_finetune\.\d+\.weight", key)]
+    if classifier:
+        return f"a classifier with {len(state[classifier[-1]])} classes"
+    if "convs4.weight" in state:
+        return f"a part segmenter with {len(state['convs4.weight'])} parts"
+    if "rec_head_2d.weight" in state:
+        return "an I2P-MAE pre-training model"
+    if "rec_head.weight" in state:
+        return "a Point-M2AE pre-training model"
+    if any(key.startswith("h_encoder.") for key in state):
+        return "an encoder without a head"
+    return "none of our models"
+
+
+def _reason(error: Exception) -> str:
+    """Say in a line why torch.load gave up."""
+    forbidden = re.search(r"GLOBAL (\w[\w.]*\.\w+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and forbidden:
+        return f"it holds a Python object ({forbidden[1]}), which could run code; keep tensors and plain values only"
+    return f"it is damaged, cut off or no checkpoint at all ({type(error).__name__}); download or write it again"
+
+
+def _first_part(key: str) -> str:
+    return key.split(".")[0]
+
+
+def _leftover_group(key: str) -> str:
+    return next(name for prefix, name in _LEFTOVERS.items() if key.startswith(prefix))
+
+
+def _count(groups: Iterable[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in Counter(groups).items())
+
+
+def _some(keys: Iterable[str]) -> str:
+    shown = list(keys)
+    return ", ".join(shown[:_KEYS_SHOWN]) + (", …" if len(shown) > _KEYS_SHOWN else "")

@@ -1,0 +1,136 @@
+"""The command line."""
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+_EXAMPLES = """\
+one example per mode:
+  pre-train
+    python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pretrain
+  linear SVM on the features of a pre-trained model
+    python main.py --config cfgs/linear-svm/modelnet40.yaml --test_svm modelnet40 --ckpts ckpts/pre-train.pth
+  fine-tune a classifier
+    python main.py --config cfgs/fine-tuning/scan_pb.yaml --finetune_model --ckpts ckpts/pre-train.pth
+  train a classifier from scratch
+    python main.py --config cfgs/fine-tuning/scan_pb.yaml --scratch_model --exp_name scratch
+  test a classifier, then with voting
+    python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --ckpts ckpts/modelnet40.pth
+    python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --vote --ckpts ckpts/modelnet40.pth
+"""
+
+
+def _integer_from(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """Make an argparse type: an integer in [lowest, highest]."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < lowest or (highest is not None and value > highest):
+            allowed = f"at least {lowest}" if highest is None else f"between {lowest} and {highest}"
+            raise argparse.ArgumentTypeError(f"{value} must be {allowed}")
+        return value
+
+    return integer
+
+
+def _folder_name(text: str) -> str:
+    """Argparse type: one plain folder name that stays inside the config's folder of runs."""
+    if not re.fullmatch(r"\w[\w.+=-]*", text) or text == "TFBoard":
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a plain folder name; use letters, digits and . _ - + = (TFBoard is taken by TensorBoard)"
+        )
+    return text
+
+
+def _existing_file(text: str) -> Path:
+    """Argparse type: the path of a file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"no such file: {text}")
+    return Path(text)
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    """Declare every flag."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Pre-train, evaluate and fine-tune I2P-MAE and Point-M2AE. Without a mode flag: pre-train.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file, see cfgs/")
+    parser.add_argument(
+        "--exp_name",
+        type=_folder_name,
+        default="default",
+        metavar="NAME",
+        help="the run's folder under experiments/<config folder>/<config name>/ (default: %(default)s)",
+    )
+
+    mode = parser.add_argument_group("mode (at most one)").add_mutually_exclusive_group()
+    mode.add_argument("--test_svm", choices=["modelnet40", "scan"], help="linear SVM on frozen features; needs --ckpts")
+    mode.add_argument("--finetune_model", action="store_true", help="train a classifier from --ckpts")
+    mode.add_argument("--scratch_model", action="store_true", help="train a classifier from random weights")
+    mode.add_argument("--test", action="store_true", help="accuracy of the classifier in --ckpts")
+
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--ckpts", type=_existing_file, metavar="FILE", help="weights to evaluate or to fine-tune")
+    weights.add_argument(
+        "--start_ckpts", type=_existing_file, metavar="FILE", help="weights of the same model to start training from"
+    )
+    weights.add_argument("--resume", action="store_true", help="continue the run in the --exp_name folder")
+
+    other = parser.add_argument_group("other")
+    other.add_argument("--vote", action="store_true", help="with --test: average over random subsets of each cloud")
+    other.add_argument(
+        "--val_freq",
+        type=_integer_from(1),
+        default=1,
+        metavar="N",
+        help="evaluate each N-th epoch (default: %(default)s)",
+    )
+    other.add_argument(
+        "--seed", type=_integer_from(0, 2**32 - 1), default=0, help="seed of every random draw (default: %(default)s)"
+    )
+    other.add_argument("--deterministic", action="store_true", help="bitwise repeatable, slower on a GPU")
+    other.add_argument(
+        "--num_workers",
+        type=_integer_from(0),
+        default=4,
+        metavar="N",
+        help="processes that load data; 0: load in the main process (default: %(default)s)",
+    )
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line and refuse flags that contradict each other.
+
+    Args:
+        argv: the arguments without the program's name; None for those of this process.
+
+    Returns:
+        One attribute per flag; `config`, `ckpts` and `start_ckpts` are paths (the last two None if not given).
+
+    Raises:
+        SystemExit: on a wrong command line (status 2, the reason on stderr) and after --help (status 0).
+    """
+    parser = _build_parser()
+    args = parser.parse_args(argv)
+    evaluates = args.test or args.test_svm is not None
+    for flag in ("test", "test_svm", "finetune_model"):
+        if getattr(args, flag) and args.ckpts is None and not (args.resume or args.start_ckpts):
+            parser.error(f"--{flag} needs weights: add --ckpts FILE")
+    if args.ckpts is not None and not (evaluates or args.finetune_model):
+        instead = "use --finetune_model" if args.scratch_model else "use --start_ckpts to pre-train from given weights"
+        parser.error(f"--ckpts is read with --test, --test_svm and --finetune_model only; drop it, or {instead}")
+    if args.resume and args.start_ckpts is not None:
+        parser.error("--resume continues from the run's own ckpt-last.pth and --start_ckpts from another: drop one")
+    if evaluates and (args.resume or args.start_ckpts is not None):
+        parser.error("--resume and --start_ckpts are for training; an evaluation reads --ckpts only: drop them")
+    if args.ckpts is not None and args.start_ckpts is not None:
+        parser.error("--ckpts gives the encoder to fine-tune and --start_ckpts the whole classifier: drop one")
+    if args.vote and not args.test:
+        parser.error("--vote is a way to test: add --test")
+    return args
