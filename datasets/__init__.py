@@ -1,0 +1,71 @@
+"""Data sets in their published layouts: NAME in a config → class."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from datasets.modelnet40 import ModelNet, ModelNet40_SVM
+from datasets.scanobjectnn import ScanObjectNN
+from datasets.shapenet55 import ShapeNet
+from utils.config import check_keys
+
+DATASETS: dict[str, type[Dataset]] = {
+    "ShapeNet": ShapeNet,
+    "ModelNet": ModelNet,
+    "ModelNet40_SVM": ModelNet40_SVM,
+    "ScanObjectNN": ScanObjectNN,
+}
+
+# Constructor keywords that a config writes under `others`; the rest stand beside NAME, in capitals.
+OTHERS = ("subset", "partition", "npoints", "num_points", "seed")
+
+
+def check_dataset_config(config: Mapping[str, Any], where: str) -> None:
+    """Check the keys of one data set entry against the constructor's signature, without touching the disk.
+
+    Args:
+        config: resolved entry: NAME, the keys of that data set, and `others`.
+        where: the entry's place in the config, such as "dataset.train", for the message.
+
+    Raises:
+        ValueError: for an unknown NAME, an unknown key (with the nearest valid one) or a missing key.
+    """
+    name = config.get("NAME")
+    if not isinstance(name, str) or name not in DATASETS:
+        near = difflib.get_close_matches(str(name), DATASETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"unknown data set {where}.NAME: {name!r}; {hint}valid: {', '.join(DATASETS)}")
+    others = config.get("others") or {}
+    if not isinstance(others, Mapping):
+        raise ValueError(f"{where}.others is {others!r}; expected keys and values")
+
+    parameters = inspect.signature(DATASETS[name]).parameters
+    places = {key: f"others.{key}" if key in OTHERS else key.upper() for key in parameters}
+    check_keys(config, ["NAME", *(key.upper() for key in parameters if key not in OTHERS), "others"], where)
+    check_keys(others, [*(key for key in parameters if key in OTHERS), "bs"], f"{where}.others")
+    missing = [
+        place
+        for key, place in places.items()
+        if parameters[key].default is inspect.Parameter.empty and key not in others and key.upper() not in config
+    ]
+    if missing:
+        raise ValueError(f"{where} ({name}) lacks {', '.join(missing)}")
+
+
+def build_dataset(config: Mapping[str, Any]) -> Dataset:
+    """Build a data set from one resolved config entry.
+
+    Args:
+        config: see `check_dataset_config`; `others.bs`, the loader's batch size, is not used here.
+
+    Raises:
+        ValueError: if the entry or a file of the data set is not as described.
+        FileNotFoundError: if a file of the data set is missing.
+    """
+    check_dataset_config(config, "dataset")
+    arguments = {key.lower(): value for key, value in config.items() if key not in ("NAME", "others")}
+    arguments |= {key: value for key, value in (config.get("others") or {}).items() if key != "bs"}
+    return DATASETS[config["NAME"]](**arguments)

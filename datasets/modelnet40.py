@@ -1,0 +1,159 @@
+"""ModelNet40 in its two published layouts: with normals for fine-tuning, as .h5 files for the linear SVM."""
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.transforms import normalize_unit_sphere
+from datasets.untrusted import (
+    WAY_OUT,
+    check_choice,
+    check_count,
+    check_labels,
+    check_points,
+    load_pickle,
+    read_h5,
+    read_lines,
+    require_file,
+    require_folder,
+    require_listed,
+    safe_join,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ModelNet(Dataset):
+    """Whole clouds of ModelNet40, scaled to the unit sphere: from the processed .dat file, or else from text files.
+
+    Args:
+        data_path: folder modelnet40_normal_resampled, with modelnet40_shape_names.txt and either
+            modelnet40_<subset>_<n_points>pts_fps.dat or modelnet40_<subset>.txt and <class>/<class>_<number>.txt.
+        n_points: points per cloud: those of the .dat file, or read from the top of a text file.
+        num_category: classes that the names file must hold.
+        subset: train or test.
+        use_normals: items are (n, 6) with normals, instead of (n, 3).
+
+    Raises:
+        FileNotFoundError: if the folder, a list, or a listed file is missing.
+        ValueError: if an argument or a file (a text file: when read) is not as described.
+    """
+
+    def __init__(
+        self, data_path: str, n_points: int, num_category: int, subset: str, use_normals: bool = False
+    ) -> None:
+        self.n_points = check_count(n_points, "N_POINTS")
+        self.use_normals = check_choice(use_normals, (True, False), "USE_NORMALS")
+        check_count(num_category, "NUM_CATEGORY")
+        check_choice(subset, ("train", "test"), "subset")
+        folder = require_folder(data_path, "DATA_PATH")
+
+        names_file = folder / "modelnet40_shape_names.txt"
+        self.class_names = read_lines(names_file, "DATA_PATH")
+        if len(set(self.class_names)) != num_category:
+            found = len(set(self.class_names))
+            raise ValueError(f"{names_file} names {found} classes, but NUM_CATEGORY is {num_category}; make them agree")
+
+        processed = folder / f"modelnet40_{subset}_{n_points}pts_fps.dat"
+        self.clouds: list[Path] | list[np.ndarray]
+        if processed.is_file():
+            self.clouds, self.labels = self._read_processed(processed)
+        else:
+            self.clouds, self.labels = self._read_listing(folder, folder / f"modelnet40_{subset}.txt")
+            logger.info("%s does not exist: reading text files, which takes longer", processed)
+
+    def _read_processed(self, path: Path) -> tuple[list[np.ndarray], np.ndarray]:
+        content = load_pickle(path)
+        if not isinstance(content, (list, tuple)) or [type(part) for part in content] != [list, list]:
+            raise ValueError(f"{path}: expected a pickled [list of clouds, list of labels]")
+        clouds, labels = content
+        if not clouds or len(clouds) != len(labels):
+            raise ValueError(f"{path}: holds {len(clouds)} clouds and {len(labels)} labels; {WAY_OUT}")
+        for i, cloud in enumerate(clouds):  # in place, so that the unused normals are freed one by one
+            cloud = check_points(cloud, f"{path}, cloud {i}", (self.n_points, 6))
+            clouds[i] = cloud if self.use_normals else cloud[:, :3].copy()
+        sizes = {np.size(label) for label in labels}
+        if sizes != {1}:
+            raise ValueError(f"{path}: labels of {sorted(sizes)} numbers; expected one per cloud")
+        return clouds, check_labels(np.stack([np.reshape(label, ()) for label in labels]), path, len(self.class_names))
+
+    def _read_listing(self, folder: Path, listing: Path) -> tuple[list[Path], np.ndarray]:
+        names = read_lines(listing, "DATA_PATH")
+        files, labels = [], []
+        index = {name: i for i, name in enumerate(self.class_names)}
+        for name in names:
+            match = re.fullmatch(r"(.+)_\d+", name)
+            if match is None:
+                raise ValueError(f"{listing}: {name!r} is not of the form <class>_<number>")
+            files.append(safe_join(folder, f"{match[1]}/{name}.txt"))
+            if match[1] not in index:
+                raise ValueError(f"{listing}: class {match[1]!r} of {name!r} is not in modelnet40_shape_names.txt")
+            labels.append(index[match[1]])
+        require_listed(files, listing, "DATA_PATH")
+        return files, np.array(labels, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        cloud = self.clouds[index]
+        points = torch.from_numpy(self._read_text(cloud) if isinstance(cloud, Path) else cloud)
+        normalized = normalize_unit_sphere(points[:, :3])
+        if self.use_normals:
+            normalized = torch.cat([normalized, points[:, 3:]], dim=1)
+        return normalized, int(self.labels[index])
+
+    def _read_text(self, path: Path) -> np.ndarray:
+        try:
+            values = np.loadtxt(
+                require_file(path, "DATA_PATH"), dtype=np.float32, delimiter=",", max_rows=self.n_points, ndmin=2
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: not lines of 6 comma-separated numbers ({error})") from error
+        points = check_points(values, path, (None, 6))
+        if len(points) < self.n_points:
+            raise ValueError(f"{path}: holds {len(points)} points, but N_POINTS is {self.n_points}; lower it")
+        return points
+
+
+class ModelNet40_SVM(Dataset):
+    """The first `num_points` points of each cloud of modelnet40_ply_hdf5_2048, as they are.
+
+    Args:
+        data_dir: folder of ply_data_<partition>*.h5; shape_names.txt, where present, gives the class names.
+        partition: train or test.
+        num_points: points per cloud.
+
+    Raises:
+        FileNotFoundError: if the folder or the files are missing.
+        ValueError: if an argument or a file is not as described.
+    """
+
+    def __init__(self, data_dir: str, partition: str, num_points: int) -> None:
+        check_count(num_points, "num_points")
+        check_choice(partition, ("train", "test"), "partition")
+        folder = require_folder(data_dir, "DATA_DIR")
+        paths = sorted(folder.glob(f"ply_data_{partition}*.h5"))
+        if not paths:
+            raise FileNotFoundError(
+                f"no file {folder}/ply_data_{partition}*.h5 exists (config key DATA_DIR); {WAY_OUT}"
+            )
+        points, labels = zip(*(read_h5(path, "DATA_DIR", num_points) for path in paths), strict=True)
+        self.points = np.concatenate(points)
+        names = folder / "shape_names.txt"
+        if names.is_file():
+            self.class_names = read_lines(names, "DATA_DIR")
+        else:
+            self.class_names = [str(label) for label in range(int(max(map(np.max, labels))) + 1)]
+        self.labels = check_labels(np.concatenate(labels), folder, len(self.class_names))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.from_numpy(self.points[index].copy()), int(self.labels[index])
