@@ -1,0 +1,373 @@
+"""Whole runs through main.py, with small models on generated shapes."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import main
+from datasets.synthetic import write_modelnet, write_modelnet_svm, write_scanobjectnn, write_shapenet
+
+REPOSITORY = Path(main.__file__).resolve().parent
+CLASSES = ["chair", "mug", "lamp"]
+POINTS = 96
+
+ENCODER = {
+    "num_groups": [32, 16, 8],
+    "group_sizes": [8, 4, 4],
+    "encoder_dims": [24, 48, 96],
+    "encoder_depths": [1, 1, 1],
+    "num_heads": 3,
+    "drop_path_rate": 0.1,
+}
+AUTOENCODER = {**ENCODER, "mask_ratio": 0.7, "decoder_dims": [96, 48], "decoder_depths": [1, 1]}
+TEACHER = {
+    "visual_encoder": {"embed_dim": 16, "image_size": 224, "patch_size": 56, "width": 32, "layers": 1, "heads": 2},
+    "feat_dim": 16,
+    "pretrained": "untrained",
+}
+TRAINING = {
+    "optimizer": {"type": "AdamW", "kwargs": {"lr": 1e-3, "weight_decay": 0.05}},
+    "scheduler": {"type": "CosLR", "kwargs": {"epochs": 4, "initial_epochs": 1}},
+    "total_bs": 6,
+    "max_epoch": 1,
+}
+SHAPENET = {
+    "NAME": "ShapeNet",
+    "DATA_PATH": "data/ShapeNet55-34/ShapeNet-55",
+    "PC_PATH": "data/ShapeNet55-34/shapenet_pc",
+    "N_POINTS": 128,
+    "others": {"subset": "train", "npoints": POINTS},
+}
+MODELNET = {
+    "NAME": "ModelNet",
+    "DATA_PATH": "data/ModelNet/modelnet40_normal_resampled",
+    "N_POINTS": 128,
+    "NUM_CATEGORY": len(CLASSES),
+    "USE_NORMALS": False,
+}
+SVM_DATA = {
+    f"svm_{subset}": {
+        "NAME": "ModelNet40_SVM",
+        "DATA_DIR": "data/modelnet40_ply_hdf5_2048",
+        "others": {"partition": subset, "num_points": POINTS},
+    }
+    for subset in ("train", "test")
+}
+SCAN_DATA = {
+    f"svm_{subset}": {
+        "NAME": "ScanObjectNN",
+        "ROOT": "data/ScanObjectNN",
+        "SPLIT": "obj-bg",
+        "others": {"subset": subset, "npoints": POINTS},
+    }
+    for subset in ("train", "test")
+}
+FINETUNE_DATA = {subset: {**MODELNET, "others": {"subset": subset}} for subset in ("train", "test")}
+
+CONFIGS = {
+    "pre-training/i2p": {
+        **TRAINING,
+        "dataset": {"train": SHAPENET, **SVM_DATA},
+        "model": {"NAME": "I2P_MAE", **AUTOENCODER, "clip_config": TEACHER},
+    },
+    "pre-training/m2ae": {
+        **TRAINING,
+        "max_epoch": 0,
+        "dataset": {"train": SHAPENET, **SVM_DATA},
+        "model": {"NAME": "Point_M2AE", **AUTOENCODER},
+    },
+    "linear-svm/scan": {
+        "svm": {"C": 0.5},
+        "dataset": SCAN_DATA,
+        "model": {"NAME": "I2P_MAE", **AUTOENCODER, "clip_config": {"visual_encoder": None, "feat_dim": 16}},
+    },
+    "fine-tuning/modelnet": {
+        **TRAINING,
+        "grad_norm_clip": 10,
+        "npoints": 64,
+        "dataset": FINETUNE_DATA,
+        "model": {"NAME": "I2P_MAE_ModelNet40", **ENCODER, "num_classes": len(CLASSES)},
+    },
+}
+
+
+def write_config(folder: Path, name: str, config: dict) -> None:
+    path = folder / "cfgs" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder with the generated data sets and the small configs."""
+    folder = tmp_path_factory.mktemp("workplace")
+    data = folder / "data"
+    write_shapenet(data, classes=CLASSES, train=4, test=1, num_points=128)
+    write_modelnet_svm(data, classes=CLASSES, train=4, test=3, num_points=128)
+    write_modelnet(data, classes=CLASSES, train=4, test=3, num_points=128)
+    write_scanobjectnn(data, classes=CLASSES, train=4, test=3, num_points=128)
+    for name, config in CONFIGS.items():
+        write_config(folder, name, config)
+    return folder
+
+
+@pytest.fixture
+def here(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    return workplace
+
+
+def run(config: str, *flags: object) -> int:
+    return main.main(["--config", f"cfgs/{config}.yaml", "--num_workers", "0", *map(str, flags)])
+
+
+def results_of(config: str, exp_name: str = "default") -> dict:
+    return results_of_folder(Path(f"experiments/{config}/{exp_name}"))
+
+
+def results_of_folder(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pretrained(workplace):
+    """The run folder of a pre-training run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        assert run("pre-training/i2p", "--exp_name", "base") == 0
+    return workplace / "experiments/pre-training/i2p/base"
+
+
+@pytest.fixture(scope="module")
+def finetuned(workplace, pretrained):
+    """The run folder of a fine-tuning run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workplace)
+        flags = ("--finetune_model", "--ckpts", pretrained / "ckpt-last.pth", "--exp_name", "base")
+        assert run("fine-tuning/modelnet", *flags) == 0
+    return workplace / "experiments/fine-tuning/modelnet/base"
+
+
+# ---- what works ----
+
+
+def test_pretraining_leaves_a_whole_run_folder(pretrained):
+    assert {path.name for path in pretrained.iterdir() if path.suffix != ".log"} == {
+        "config.yaml",
+        "ckpt-best.pth",
+        "ckpt-last.pth",
+        "results.json",
+    }
+    state = torch.load(pretrained / "ckpt-last.pth", weights_only=True)
+    assert state["epoch"] == 1
+    assert not [name for name in state["base_model"] if "teacher" in name or "clip" in name]
+    log = next(pretrained.glob("*.log")).read_text()
+    for value in ("loss_3d", "loss_2d", "visible_saliency", "lr", "epoch 1/1", "test split"):
+        assert value in log
+    assert list((pretrained.parent / "TFBoard/base").glob("events*"))
+
+
+def test_pretraining_resumes(here, pretrained):
+    name = "pre-training/i2p"
+    config = {**CONFIGS[name], "max_epoch": 0}
+    write_config(here, name, config)
+    assert run(name, "--exp_name", "two-steps") == 0
+    write_config(here, name, CONFIGS[name])
+    assert run(name, "--exp_name", "two-steps") == 1  # holds a run already
+    assert run(name, "--exp_name", "two-steps", "--resume") == 0
+    whole = torch.load(pretrained / "ckpt-last.pth", weights_only=True)["base_model"]
+    resumed = torch.load(pretrained.parent / "two-steps/ckpt-last.pth", weights_only=True)["base_model"]
+    assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
+
+
+def test_point_m2ae_pretrains(here):
+    assert run("pre-training/m2ae") == 0
+    assert results_of("pre-training/m2ae")["pre-training"]["final_epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "flag", "data", "C"),
+    [("pre-training/i2p", "modelnet40", "ModelNet40_SVM", 0.01), ("linear-svm/scan", "scan", "ScanObjectNN", 0.5)],
+)
+def test_linear_svm(here, pretrained, config, flag, data, C):
+    checkpoint = pretrained / "ckpt-last.pth"
+    assert run(config, "--test_svm", flag, "--ckpts", checkpoint, "--exp_name", "probe") == 0
+    results = results_of(config, "probe")["linear SVM"]
+    assert results["C"] == C
+    assert data in results["protocol"]
+    for key in ("accuracy", "chosen_C_accuracy", "chosen_C_cross_validated_accuracy"):
+        assert 0 <= results[key] <= 100
+
+
+def test_linear_svm_measures_what_pretraining_measured(here, pretrained):
+    assert run("pre-training/i2p", "--test_svm", "modelnet40", "--ckpts", pretrained / "ckpt-last.pth") == 0
+    measured = results_of("pre-training/i2p")["linear SVM"]["accuracy"]
+    assert measured == results_of("pre-training/i2p", "base")["pre-training"]["final_accuracy"]
+
+
+def test_finetuning_starts_from_the_pretrained_encoder(finetuned):
+    log = next(finetuned.glob("*.log")).read_text()
+    assert "loaded" in log
+    assert "kept as initialised: " in log
+    assert "cls_head_finetune" in log
+    results = results_of_folder(finetuned)["fine-tuning"]
+    assert (results["final_epoch"], results["protocol"]) == (1, "accuracy on ModelNet, test split")
+
+
+def test_training_from_scratch(here):
+    assert run("fine-tuning/modelnet", "--scratch_model", "--exp_name", "scratch", "--val_freq", 2) == 0
+    results = results_of("fine-tuning/modelnet", "scratch")["training from scratch"]
+    assert results["final_epoch"] == 1  # the last epoch is evaluated whatever --val_freq says
+
+
+def test_a_finished_finetuning_resumes_to_the_same_results(here, finetuned):
+    before = results_of_folder(finetuned)["fine-tuning"]
+    flags = ("--finetune_model", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "base", "--resume")
+    assert run("fine-tuning/modelnet", *flags) == 0
+    after = results_of_folder(finetuned)["fine-tuning"]
+    assert {**after, "seconds": 0} == {**before, "seconds": 0}
+
+
+def test_testing_reproduces_the_final_accuracy(here, finetuned, monkeypatch):
+    monkeypatch.setattr(main.runner_test, "run", partial(main.runner_test.run, repeats=2))
+    flags = ("--test", "--vote", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "tested")
+    assert run("fine-tuning/modelnet", *flags) == 0
+    results = results_of("fine-tuning/modelnet", "tested")["test"]
+    assert results["accuracy"] == results_of_folder(finetuned)["fine-tuning"]["final_accuracy"]
+    assert results["vote"]["repeats"] == 2
+    assert results["vote"]["mean_accuracy"] <= results["vote"]["best_accuracy"] <= 100
+    first_log = next(Path("experiments/fine-tuning/modelnet/tested").glob("*.log")).read_text()
+    assert "vote: best of them (chosen on the test split, as published)" in first_log
+    assert run("fine-tuning/modelnet", *flags) == 0
+    assert results_of("fine-tuning/modelnet", "tested")["test"] == results
+
+
+# ---- what is refused, in one line that says why and what to do ----
+
+
+def refuse(capsys, config: str, *flags: object, exp_name: str = "refused") -> str:
+    """Run, check that it fails as it should, return the message."""
+    capsys.readouterr()
+    assert run(config, "--exp_name", exp_name, *flags) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "Traceback" not in "".join(lines)
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return lines[-1]
+
+
+def changed(config: dict, path: str, value: object) -> dict:
+    """Copy a config with one key set."""
+    config = copy.deepcopy(config)
+    *parents, last = path.split(".")
+    node = config
+    for key in parents:
+        node = node[key]
+    node[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("dataset.train.PC_PATH", "data/nowhere", r"data/nowhere.*PC_PATH"),
+        ("dataset.train.others.npoint", 64, r"dataset\.train\.others\.npoint.*npoints"),
+        ("model.mask_ration", 0.8, r"model\.mask_ration.*mask_ratio"),
+        ("optimzer", {}, r"optimzer.*optimizer"),
+        ("model.NAME", "I2P_MEA", r"I2P_MEA.*I2P_MAE"),
+        ("total_bs", 64, r"12 training clouds, fewer than one batch of 64; lower total_bs"),
+        ("dataset.svm_test.others.num_points", 4096, r"ply_data_test.*128 points; 4096"),
+    ],
+)
+def test_config_mistakes_are_named(here, capsys, path, value, message):
+    write_config(here, "pre-training/broken", changed(CONFIGS["pre-training/i2p"], path, value))
+    line = refuse(capsys, "pre-training/broken", exp_name=path)
+    assert re.search(message, line), line
+    assert not list(here.glob(f"experiments/pre-training/broken/{path}/ckpt*"))
+
+
+def test_missing_config(here, capsys):
+    assert "cfgs/nothing.yaml" in refuse(capsys, "nothing")
+
+
+def test_a_config_of_another_mode_is_refused(here, capsys, pretrained):
+    line = refuse(capsys, "fine-tuning/modelnet")
+    assert "cfgs/fine-tuning/modelnet.yaml has no 'dataset.svm_train', which pre-training needs" in line
+    line = refuse(capsys, "pre-training/i2p", "--scratch_model")
+    assert "'npoints', which fine-tuning needs" in line
+    assert not Path("experiments/pre-training/i2p/refused").exists()
+
+
+def test_a_model_of_another_mode_is_refused(here, capsys):
+    config = {**CONFIGS["pre-training/i2p"], "model": CONFIGS["fine-tuning/modelnet"]["model"]}
+    write_config(here, "pre-training/classifier", config)
+    line = refuse(capsys, "pre-training/classifier")
+    assert "model.NAME is I2P_MAE_ModelNet40, but pre-training needs a pre-training model" in line
+
+
+def test_checkpoint_of_another_model_is_refused(here, capsys, pretrained, finetuned):
+    line = refuse(capsys, "fine-tuning/modelnet", "--test", "--ckpts", pretrained / "ckpt-last.pth")
+    assert str(pretrained / "ckpt-last.pth") in line
+    assert "pre-training model" in line
+    line = refuse(capsys, "pre-training/i2p", "--test_svm", "modelnet40", "--ckpts", finetuned / "ckpt-last.pth")
+    assert f"classifier with {len(CLASSES)} classes" in line
+
+
+def test_checkpoint_that_is_none_is_refused(here, capsys, tmp_path):
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><title>403</title>")
+    line = refuse(capsys, "fine-tuning/modelnet", "--finetune_model", "--ckpts", tmp_path / "page.pth")
+    assert "page.pth" in line
+    log = next(Path("experiments/fine-tuning/modelnet/refused").glob("*.log")).read_text()
+    assert "Traceback" in log  # the log has what the terminal does not show
+
+
+def test_svm_flag_must_name_the_data_of_the_config(here, capsys, pretrained):
+    line = refuse(capsys, "linear-svm/scan", "--test_svm", "modelnet40", "--ckpts", pretrained / "ckpt-last.pth")
+    assert (
+        "--test_svm modelnet40 needs ModelNet40_SVM, but dataset.svm_train is ScanObjectNN; use --test_svm scan" in line
+    )
+
+
+def test_more_classes_than_outputs_are_refused(here, capsys):
+    config = changed(CONFIGS["fine-tuning/modelnet"], "model.num_classes", len(CLASSES) - 1)
+    write_config(here, "fine-tuning/few", config)
+    line = refuse(capsys, "fine-tuning/few", "--scratch_model")
+    assert "ModelNet has label 2, but the model has 2 classes" in line
+
+
+def test_npoints_beyond_the_clouds_is_refused(here, capsys):
+    write_config(here, "fine-tuning/many", {**CONFIGS["fine-tuning/modelnet"], "npoints": 500})
+    assert "500" in refuse(capsys, "fine-tuning/many", "--scratch_model")
+
+
+@pytest.mark.parametrize("flags", [("--test",), ("--vote",), ("--test_svm", "scan"), ("--scratch_model", "--test")])
+def test_contradicting_flags_are_refused(here, capsys, flags):
+    with pytest.raises(SystemExit) as stop:
+        run("fine-tuning/modelnet", *flags)
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_bad_file_found_by_a_worker_process_is_named(here):
+    """In a process of its own, from another folder, with worker processes."""
+    broken = Path(here, "data-broken")
+    write_shapenet(broken, classes=CLASSES, train=4, test=1, num_points=128)
+    victim = sorted(broken.glob("ShapeNet55-34/shapenet_pc/*train*.npy"))[0]
+    np.save(victim, np.full((128, 3), np.nan, dtype=np.float32))
+    config = changed(CONFIGS["pre-training/m2ae"], "dataset.train.PC_PATH", str(victim.parent))
+    config = changed(config, "dataset.train.DATA_PATH", str(victim.parent.parent / "ShapeNet-55"))
+    write_config(here, "pre-training/nan", config)
+    command = [sys.executable, REPOSITORY / "main.py", "--config", "cfgs/pre-training/nan.yaml", "--num_workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert victim.name in done.stderr.splitlines()[-1]

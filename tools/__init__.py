@@ -1,0 +1,1 @@
+"""Training and evaluation: one loop, one builder, one short runner per mode of the command line."""

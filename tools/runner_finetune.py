@@ -1,0 +1,101 @@
+"""`--finetune_model` and `--scratch_model`: train a classifier from a pre-trained encoder, or from nothing."""
+
+import logging
+from argparse import Namespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from datasets.transforms import AUGMENTATIONS, random_subset
+from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
+from tools.builder import build_network, evaluation_loader, training_loader
+from tools.engine import evaluate
+from tools.metrics import overall_accuracy
+from tools.report import open_run
+from tools.trainer import Trainer
+from utils.checkpoint import load_weights
+from utils.device import choose_device
+from utils.seed import seed_everything
+
+logger = logging.getLogger(__name__)
+
+MODE = "fine-tuning"
+REQUIRED = (
+    *("optimizer", "scheduler", "model", "npoints", "total_bs", "max_epoch"),
+    *("dataset.train", "dataset.test"),
+)
+FPS_POINTS = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
+
+
+def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
+    """Train a classifier; its accuracy on the test split chooses ckpt-best.
+
+    Args:
+        config: resolved config of cfgs/fine-tuning/.
+        args: command line.
+
+    Returns:
+        What `Trainer.fit` returns.
+    """
+    mode = MODE if args.finetune_model else "training from scratch"
+    with open_run(config, args, mode, training=True) as run:
+        seed_everything(args.seed, args.deterministic)
+        device = choose_device()
+        train, test = training_loader(config, args), evaluation_loader(config, "test", args)
+        model = build_network(config["model"], "loss", mode).to(device)
+        check_labels(model, train, test)
+        if args.ckpts and not args.resume:
+            logger.info("%s", load_weights(model, args.ckpts))
+        npoints = config["npoints"]
+        augment = AUGMENTATIONS[config["augmentation"]]
+
+        def step(points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+            points = sample_farthest(points, min(fps_points(npoints), points.shape[1]))
+            logits = model(augment(random_subset(points, npoints, generator), generator))
+            accuracy = 100.0 * (logits.argmax(dim=1) == labels).float().mean()
+            return {"loss": model.loss(logits, labels), "accuracy": accuracy}
+
+        def accuracy_on_test() -> float:
+            return overall_accuracy(*evaluate(model, test, device, lambda points: sample_farthest(points, npoints)))
+
+        protocol = f"accuracy on {config['dataset']['test']['NAME']}, test split"
+        return run.finish(Trainer(config, args, run, model, train, step, accuracy_on_test, protocol).fit())
+
+
+def check_labels(model: nn.Module, *loaders: DataLoader) -> None:
+    """Refuse data with more classes than the classifier has outputs."""
+    for dataset in (loader.dataset for loader in loaders):
+        if dataset.labels.max() >= model.num_classes:
+            raise ValueError(
+                f"{type(dataset).__name__} has label {dataset.labels.max()}, but the model has {model.num_classes} "
+                "classes (labels start at 0); set model.num_classes"
+            )
+
+
+def fps_points(npoints: int) -> int:
+    """Farthest points to take of a cloud before `npoints` of them are drawn at random; about a fifth more."""
+    return FPS_POINTS.get(npoints, round(1.2 * npoints))
+
+
+def sample_farthest(points: Tensor, num_points: int) -> Tensor:
+    """Keep the farthest point sample of each cloud.
+
+    Args:
+        points: (B, N, C) with xyz in the first three channels.
+        num_points: points to keep, at most N.
+
+    Returns:
+        (B, num_points, C).
+
+    Raises:
+        ValueError: if the clouds have fewer points.
+    """
+    if num_points > points.shape[1]:
+        raise ValueError(
+            f"the clouds have {points.shape[1]} points, fewer than the {num_points} to sample; lower npoints in the "
+            "config or let the data set hand out more"
+        )
+    index = furthest_point_sample(points[..., :3].contiguous(), num_points)
+    return points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
