@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.encoder import HierarchicalEncoder, check_levels
+from models.encoder import HierarchicalEncoder, check_encoder
 from models.tokenizer import group_levels
 
 
@@ -42,7 +41,9 @@ class Classifier(nn.Module):
         local_radius: Sequence[float] = (0.0, 0.0, 0.0),
     ):
         super().__init__()
-        check_levels(num_groups, group_sizes, encoder_dims, encoder_depths, local_radius)
+        check_encoder(num_groups, group_sizes, encoder_dims, encoder_depths, local_radius, drop_path_rate)
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if pooling not in ("sum", "concat"):
             raise ValueError(f"pooling must be 'sum' or 'concat', got {pooling!r}")
         if not 0 <= smooth < 1:
@@ -77,9 +78,10 @@ class Classifier(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (B, num_classes) logits against (B,) labels, smoothed if the model was built so."""
-        # PyTorch spreads its smoothing over all classes, the true one included.
-        spread = self.smooth * self.num_classes / max(1, self.num_classes - 1)
-        return F.cross_entropy(logits, labels, label_smoothing=spread)
+        log_probs = logits.log_softmax(-1)
+        of_true = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
+        of_others = (log_probs.sum(1) - of_true) / (self.num_classes - 1)
+        return -((1 - self.smooth) * of_true + self.smooth * of_others).mean()
 
 
 def _hidden_layer(in_dim: int, dim: int) -> list[nn.Module]:

@@ -54,8 +54,8 @@ class HierarchicalEncoder(nn.Module):
         norms: bool = True,
     ):
         super().__init__()
-        embeds = [TokenEmbed(3, (128, 256), dims[0])]
-        embeds += [TokenEmbed(finer, (finer, finer), dim) for finer, dim in pairwise(dims)]
+        embeds = [TokenEmbed(3, (128, 256, 512), dims[0])]
+        embeds += [TokenEmbed(finer, (finer, finer, dim), dim) for finer, dim in pairwise(dims)]
         self.token_embed = nn.ModuleList(embeds)
         self.encoder_pos_embeds = nn.ModuleList(positional_embedding(dim) for dim in dims)
         self.encoder_blocks = nn.ModuleList(
@@ -123,21 +123,30 @@ def local_attention_mask(centers: Tensor, radius: float) -> Tensor | None:
     return (distance < radius).unsqueeze(1)
 
 
-def check_levels(
+def check_encoder(
     num_groups: Sequence[int],
     group_sizes: Sequence[int],
     encoder_dims: Sequence[int],
     encoder_depths: Sequence[int],
     local_radius: Sequence[float],
+    drop_path_rate: float,
 ) -> None:
     """Refuse settings of an encoder that do not fit each other.
 
     Raises:
-        ValueError: if one does not hold a value per level, or a group has more members than the level below has tokens.
+        ValueError: if one does not hold a value per level, or a value is out of range, or a group has more members than
+            the level below has tokens.
     """
-    for name, values in list(locals().items()):
-        if len(values) != NUM_LEVELS:
-            raise ValueError(f"{name} must hold {NUM_LEVELS} values, fine to coarse, got {list(values)}")
+    per_level = {
+        "num_groups": (num_groups, 1),
+        "group_sizes": (group_sizes, 1),
+        "encoder_dims": (encoder_dims, 1),
+        "encoder_depths": (encoder_depths, 0),
+        "local_radius": (local_radius, 0),
+    }
+    for name, (values, least) in per_level.items():
+        if len(values) != NUM_LEVELS or min(values) < least:
+            raise ValueError(f"{name} must hold {NUM_LEVELS} values ≥ {least}, fine to coarse, got {list(values)}")
     for level in range(1, NUM_LEVELS):
         if not group_sizes[level] <= num_groups[level - 1] >= num_groups[level]:
             raise ValueError(
@@ -145,6 +154,8 @@ def check_levels(
                 f"{num_groups[level - 1]} tokens: num_groups {list(num_groups)} must not rise, group_sizes "
                 f"{list(group_sizes)} must fit"
             )
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
 
 
 def _init_weights(module: nn.Module) -> None:

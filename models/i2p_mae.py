@@ -45,8 +45,8 @@ class I2P_MAE(MaskedAutoencoder):
     its eval mode, and follows the model from device to device.
 
     Args:
-        clip_config: `visual_encoder`, `feat_dim`, `pretrained` of `models.teacher.build_teacher`; with `visual_encoder`
-            None the model has no teacher and only extracts features.
+        clip_config: arguments of `models.teacher.build_teacher`; with `visual_encoder` None the model has no teacher
+            and only extracts features.
         mask_temperature: divides the saliency before the softmax that draws the mask; 1 as released.
         teacher: used instead of building one from `clip_config`; any module with the interface of `models.teacher`.
         **settings: those of `MaskedAutoencoder`.
@@ -64,15 +64,14 @@ class I2P_MAE(MaskedAutoencoder):
         super().__init__(**settings)
         if mask_temperature <= 0:
             raise ValueError(f"mask_temperature must be positive, got {mask_temperature}")
-        if teacher is not None and clip_config is None:
+        if clip_config is not None and teacher is None:
+            teacher, feat_dim = build_teacher(**clip_config), clip_config["feat_dim"]
+        elif teacher is not None and clip_config is None:
             feat_dim = teacher.feat_dim
-        elif clip_config is not None and teacher is None:
-            feat_dim = clip_config["feat_dim"]
-            teacher = None if clip_config["visual_encoder"] is None else build_teacher(**clip_config)
         else:
-            raise ValueError("give I2P_MAE either clip_config or a teacher")
+            raise ValueError("I2P_MAE needs a teacher: give either model.clip_config or teacher=")
         self.mask_temperature = mask_temperature
-        self.__dict__["teacher"] = teacher  # past nn.Module's registry: see the class docstring
+        self.teacher = teacher
         self.rec_head_3d = PointwiseConv(self.decoder_dim, 3 * self.group_sizes[1])
         self.rec_head_2d = PointwiseConv(self.decoder_dim, self.group_sizes[1] * len(VIEWS) * feat_dim)
 
@@ -140,12 +139,19 @@ class I2P_MAE(MaskedAutoencoder):
         """The linear probe's feature, (B, C): max over the top-level tokens. Needs no teacher."""
         return self.encode_unmasked(points).amax(1)
 
+    @torch.no_grad()
     def reconstruct(self, points: Tensor, coarse_mask: Tensor | None = None) -> dict[str, Tensor]:
         """What the model makes of (B, N, 3) points under a mask; see `MaskedAutoencoder.reconstruction`."""
         groups = self.group(points)
         saliency = self.look(points).saliency_at(groups[-1].centers)
         mask = self.mask(saliency / self.mask_temperature, coarse_mask, None)
         return self.reconstruction(self.rec_head_3d, groups, mask)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "teacher":
+            self.__dict__[name] = value  # past the registry of nn.Module: see the class docstring
+        else:
+            super().__setattr__(name, value)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "I2P_MAE":
         if self.teacher is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from extensions.chamfer_dist import ChamferDistanceL2
-from models.encoder import EncodedLevel, HierarchicalEncoder, check_levels
+from models.encoder import EncodedLevel, HierarchicalEncoder, check_encoder
 from models.masking import draw_mask
 from models.propagation import TokenPropagation
 from models.tokenizer import Group, PointwiseConv, group_levels
@@ -46,12 +46,19 @@ class MaskedAutoencoder(nn.Module):
         local_radius: Sequence[float] = (0.0, 0.0, 0.0),
     ):
         super().__init__()
-        check_levels(num_groups, group_sizes, encoder_dims, encoder_depths, local_radius)
+        check_encoder(num_groups, group_sizes, encoder_dims, encoder_depths, local_radius, drop_path_rate)
+        if num_groups[-1] < 3:
+            raise ValueError(
+                f"num_groups {list(num_groups)} must end with at least 3: the decoder interpolates from three"
+            )
         if tuple(decoder_dims) != tuple(encoder_dims[:0:-1]):
             raise ValueError(
                 f"decoder_dims must be {list(encoder_dims[:0:-1])}, the encoder's upper levels from coarse to fine, "
                 f"got {list(decoder_dims)}"
             )
+        for name, values in (("decoder_depths", decoder_depths), ("decoder_up_blocks", decoder_up_blocks)):
+            if len(values) != len(decoder_dims):
+                raise ValueError(f"{name} must hold {len(decoder_dims)} values, coarse to fine, got {list(values)}")
         self.num_groups, self.group_sizes, self.decoder_dim = tuple(num_groups), tuple(group_sizes), decoder_dims[-1]
         self.num_visible = num_groups[-1] - int(mask_ratio * num_groups[-1])
         if not 0 < self.num_visible < num_groups[-1]:
@@ -132,6 +139,8 @@ class MaskedAutoencoder(nn.Module):
             0-d tensor.
         """
         predicted = head(decoded[mask]).unflatten(-1, (-1, 3))  # (masked, k, 3)
+        if len(predicted) == 0:
+            return predicted.sum()  # the visible coarse tokens reach every token of this level: nothing to predict
         return self.chamfer(predicted, group.neighborhoods[mask])
 
     def encode_unmasked(self, points: Tensor) -> Tensor:

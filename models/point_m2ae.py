@@ -47,6 +47,7 @@ class Point_M2AE(MaskedAutoencoder):
         tokens = self.encode_unmasked(points)
         return tokens.mean(1) + tokens.amax(1)
 
+    @torch.no_grad()
     def reconstruct(self, points: Tensor, coarse_mask: Tensor | None = None) -> dict[str, Tensor]:
         """What the model makes of (B, N, 3) points under a mask; see `MaskedAutoencoder.reconstruction`."""
         groups = self.group(points)

@@ -88,7 +88,7 @@ def project(points: Tensor, image_size: int = 224) -> tuple[Tensor, Projection]:
 
     spread = torch.tensor(SPREAD, device=points.device)
     covered = projection.pixels(points).unsqueeze(-2) + spread[:, None]  # (V, B, N, 5, 2)
-    covered = covered + (covered < 0).long() - (covered >= image_size).long()  # a pixel beyond the edge moves inwards
+    covered = covered.clamp(0, image_size - 1)  # a pixel beyond the edge, by one at most, moves inwards
     rows, cols = covered[..., 0], covered[..., 1]
     flat = (rows.unsqueeze(-1) * image_size + cols.unsqueeze(-2)).flatten(2).flatten(0, 1)  # (V·B, N·25)
     image = depth.new_zeros(flat.shape[0], image_size * image_size)

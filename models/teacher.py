@@ -126,12 +126,12 @@ def split_last_block(block: ResidualAttentionBlock, tokens: Tensor) -> tuple[Ten
 
 
 def build_teacher(
-    visual_encoder: str | Mapping[str, int], feat_dim: int, pretrained: str | Path = "openai"
-) -> CLIPTeacher:
+    visual_encoder: str | Mapping[str, int] | None, feat_dim: int, pretrained: str | Path = "openai"
+) -> CLIPTeacher | None:
     """Build CLIP's image tower and give it its weights.
 
     Args:
-        visual_encoder: a name of `CLIP_TOWERS`, or the sizes of a tower as in `TowerSizes`.
+        visual_encoder: a name of `CLIP_TOWERS`, or the sizes of a tower as in `TowerSizes`; None for no teacher.
         feat_dim: channels of the features that the caller expects.
         pretrained: a tag of open_clip (`openai`; downloaded once), a path, or `untrained`. A path leads to CLIP's
             weights as OpenAI's .pt, open_clip's .pt or .bin, or .safetensors, or to a released pre-training checkpoint,
@@ -139,13 +139,15 @@ def build_teacher(
             leaves the global random state as it was.
 
     Returns:
-        The frozen teacher, float32, on the CPU.
+        The frozen teacher, float32, on the CPU; None if none is asked for.
 
     Raises:
         ValueError: if the tower is unknown or its sizes are wrong, if it does not make `feat_dim` channels, or if the
             weights do not fit it.
         FileNotFoundError: if there are no such weights or they could not be downloaded.
     """
+    if visual_encoder is None:
+        return None
     sizes = tower_sizes(visual_encoder)
     if feat_dim != sizes.embed_dim:
         raise ValueError(

@@ -58,14 +58,13 @@ class TokenEmbed(nn.Module):
 
     Args:
         in_dim: channels of a member.
-        hidden_dims: channels of the two layers before the first pooling.
+        hidden_dims: channels of the two layers before the first pooling and of the one after it.
         dim: channels of the token.
     """
 
-    def __init__(self, in_dim: int, hidden_dims: tuple[int, int], dim: int):
+    def __init__(self, in_dim: int, hidden_dims: tuple[int, int, int], dim: int):
         super().__init__()
-        first, second = hidden_dims
-        wide = 2 * second if in_dim == 3 else dim
+        first, second, wide = hidden_dims
         self.first_conv = nn.Sequential(
             PointwiseConv(in_dim, first), RowBatchNorm(first), nn.ReLU(inplace=True), PointwiseConv(first, second)
         )

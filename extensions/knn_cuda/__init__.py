@@ -33,9 +33,13 @@ class KNN(nn.Module):
         Raises:
             ValueError: if the shapes do not fit or `ref` has fewer than `k` points.
         """
+        if ref.dim() != 3 or query.dim() != 3:
+            raise ValueError(
+                f"ref and query must have 3 dimensions, got the shapes {tuple(ref.shape)} and {tuple(query.shape)}"
+            )
         if not self.transpose_mode:
             ref, query = ref.transpose(1, 2), query.transpose(1, 2)
-        if ref.dim() != 3 or query.dim() != 3 or ref.shape[::2] != query.shape[::2]:
+        if ref.shape[::2] != query.shape[::2]:
             raise ValueError(
                 f"ref and query must be (B, N, D) and (B, M, D), got {tuple(ref.shape)} and {tuple(query.shape)}"
             )

@@ -17,7 +17,7 @@ def k_nearest(reference: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]
     Returns:
         Distances (B, M, k), ascending, and indices (B, M, k) int64 into `reference`. No gradient flows.
     """
-    dtype = torch.promote_types(reference.dtype, torch.float32)  # half precision is too coarse for distances
+    dtype = torch.promote_types(torch.promote_types(reference.dtype, query.dtype), torch.float32)  # half is too coarse
     reference, query = reference.detach().to(dtype).contiguous(), query.detach().to(dtype).contiguous()
     batch, num_queries, num_points = query.shape[0], query.shape[1], reference.shape[1]
     distance = query.new_empty(batch, num_queries, k)

@@ -1,0 +1,66 @@
+"""A constructor's signature as the schema of its settings: names, presence, types."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+def check_settings(
+    function: Callable[..., Any], given: Mapping[str, Any], where: str, hidden: Collection[str] = ()
+) -> None:
+    """Refuse settings that a function would not understand, without calling it.
+
+    Args:
+        function: a function, or a class; one that takes `**settings` hands them to its parent.
+        given: argument name → value.
+        where: the place of the settings in the config, for the message.
+        hidden: arguments that no config can give.
+
+    Raises:
+        ValueError: naming the key, and the nearest valid name, or the type that is expected.
+    """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{where} is {given!r}; expected keys and values")
+    parameters = {name: p for name, p in _parameters(function).items() if name not in hidden}
+    for name, value in given.items():
+        check_name(name, parameters, f"{where}.{name}")
+        annotation = parameters[name].annotation
+        if not _fits(value, annotation):
+            raise ValueError(f"{where}.{name} is {value!r}; expected {inspect.formatannotation(annotation)}")
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise ValueError(f"{where}.{name} is missing; valid keys: {', '.join(parameters)}")
+
+
+def check_name(name: Any, valid: Collection[str], where: str) -> None:
+    """Refuse a name that is not one of `valid`; the message has the nearest."""
+    if name not in valid:
+        nearest = difflib.get_close_matches(str(name), valid, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"{where}: unknown name {name!r}; {hint}valid: {', '.join(valid)}")
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    found: dict[str, inspect.Parameter] = {}
+    for owner in inspect.getmro(function) if inspect.isclass(function) else (function,):
+        parameters = inspect.signature(owner).parameters
+        found |= {name: p for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value read from a file is of an annotated type; an int passes for a float, a bool for neither."""
+    kind, arguments = get_origin(annotation) or annotation, get_args(annotation)
+    if kind in (Union, UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if kind is Literal:
+        return value in arguments
+    if kind is Sequence:
+        return isinstance(value, list | tuple) and all(_fits(item, arguments[0]) for item in value)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, kind)

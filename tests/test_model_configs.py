@@ -1,0 +1,61 @@
+"""The `model` section of a config: every shipped file builds, every slip is named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import MODELS, build_model, check_model_config
+from utils.config import load_config
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted(path.relative_to(ROOT) for path in ROOT.glob("cfgs/*/*.yaml") if path.parent.name != "dataset")
+I2P = {"NAME": "I2P_MAE", "clip_config": {"visual_encoder": None, "feat_dim": 8}}
+
+
+@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+@pytest.mark.parametrize("path", SHIPPED, ids=str)
+def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config(path).model
+    if "clip_config" in config and config.clip_config.visual_encoder is not None:
+        config.clip_config.pretrained = "untrained"  # the released one has CLIP's weights, which are downloaded
+    with torch.random.fork_rng():
+        model = build_model(config)
+    assert sum(parameter.numel() for parameter in model.h_encoder.parameters()) > 0
+    assert isinstance(model, getattr(MODELS[config.NAME], "func", MODELS[config.NAME]))
+
+
+def test_all_kinds_of_configs_are_shipped():
+    assert {path.parent.name for path in SHIPPED} >= {"pre-training", "linear-svm", "fine-tuning", "demo"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"NAME": "I2P_MAEE"}, r"model\.NAME: unknown name 'I2P_MAEE'; did you mean 'I2P_MAE'"),
+        ({**I2P, "encodr_dims": [1, 2, 3]}, r"model\.encodr_dims: .*did you mean 'encoder_dims'"),
+        ({**I2P, "mask_ratio": "high"}, r"model\.mask_ratio is 'high'; expected float"),
+        ({**I2P, "num_heads": 3.0}, r"model\.num_heads is 3\.0; expected int"),
+        ({**I2P, "num_heads": True}, r"model\.num_heads is True; expected int"),
+        ({**I2P, "num_groups": 512}, r"model\.num_groups is 512; expected .*Sequence\[int\]"),
+        ({**I2P, "num_groups": [512, "256", 64]}, r"model\.num_groups is \[512, '256', 64\]"),
+        ({**I2P, "teacher": "ViT-B/16"}, r"model\.teacher: unknown name"),
+        ({**I2P, "clip_config": "ViT-B/16"}, r"model\.clip_config is 'ViT-B/16'"),
+        ({**I2P, "clip_config": {"visual_encoder": None}}, r"model\.clip_config\.feat_dim is missing"),
+        ({**I2P, "clip_config": {"feat_dim": 8, "visual_enc": None}}, r"clip_config\.visual_enc: .*'visual_encoder'"),
+        ({"NAME": "I2P_MAE_ModelNet40", "pooling": "max"}, r"model\.pooling is 'max'; expected .*'sum', 'concat'"),
+    ],
+)
+def test_a_slip_is_named_with_its_place_and_the_way_out(config, message):
+    with pytest.raises(ValueError, match=message):
+        check_model_config(config)
+
+
+def test_an_i2p_mae_without_a_teacher_section_is_refused():
+    with pytest.raises(ValueError, match=r"model\.clip_config"):
+        build_model({"NAME": "I2P_MAE"})
+
+
+def test_whole_numbers_pass_for_floats():
+    check_model_config({**I2P, "local_radius": [0, 0, 0], "drop_path_rate": 0})
