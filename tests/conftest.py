@@ -1,7 +1,14 @@
 """Settings of all tests."""
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
+
+# Continuous integration tries the same examples each time; elsewhere each run tries new ones.
+settings.register_profile("tests", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")

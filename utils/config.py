@@ -144,7 +144,7 @@ def load_config(path: str | Path) -> EasyDict:
 
 def save_config(config: EasyDict, path: str | Path) -> None:
     """Write a config as YAML that `load_config` reads back equal; the file is whole or absent."""
-    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, default_flow_style=None)
     with atomic_write(path) as file:
         file.write(text.encode())
 

@@ -1,0 +1,52 @@
+"""What README.md promises: its commands parse, its configs and links exist, its Python runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from utils.config import load_config
+from utils.parser import parse_args
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted(set(re.findall(r"^python main\.py (--config .+)$", README, re.MULTILINE)))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse_and_their_configs_load(command, tmp_path, monkeypatch):
+    for checkpoint in re.findall(r"ckpts/\S+\.pth", command):
+        (tmp_path / checkpoint).parent.mkdir(exist_ok=True)
+        (tmp_path / checkpoint).touch()
+    monkeypatch.chdir(tmp_path)
+    args = parse_args(shlex.split(command))
+    assert load_config(ROOT / args.config).model.NAME
+
+
+def test_every_shipped_config_but_the_demos_has_a_command():
+    shipped = {str(path.relative_to(ROOT)) for path in ROOT.glob("cfgs/*/*.yaml")}
+    shipped = {name for name in shipped if name.split("/")[1] not in ("dataset", "demo")}
+    assert shipped == {re.search(r"--config (\S+)", command)[1] for command in COMMANDS}
+
+
+def test_links_lead_to_files():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) >= 4
+    assert [link for link in links if not link.startswith("http") and not (ROOT / link).exists()] == []
+
+
+def test_imports_of_the_examples_exist():
+    lines = re.findall(r"^from [a-z_.0-9]+ import \w+$", README, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        exec(line, {})
+
+
+def test_a_device_is_named_in_one_place():
+    """Device and dtype come from the inputs; only utils/ chooses, and saves the generators of, GPUs."""
+    rooms = ("models", "datasets", "tools", "extensions")
+    found = [
+        p for room in rooms for p in (ROOT / room).rglob("*.py") if re.search(r"[\"']cuda|\.cuda\(", p.read_text())
+    ]
+    assert found == []
