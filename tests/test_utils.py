@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def test_defaults() -> None:
         "val_freq": 1,
         "seed": 0,
         "deterministic": False,
-        "num_workers": 4,
+        "num_workers": min(4, os.cpu_count() or 1),
     }
 
 

@@ -1,6 +1,7 @@
 """The command line."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -97,9 +98,9 @@ def _build_parser() -> argparse.ArgumentParser:
     other.add_argument(
         "--num_workers",
         type=_integer_from(0),
-        default=4,
+        default=min(4, os.cpu_count() or 1),
         metavar="N",
-        help="processes that load data; 0: load in the main process (default: %(default)s)",
+        help="processes that load data; 0: load in the main process (default: 4, or the number of CPU cores if fewer)",
     )
     return parser
 
