@@ -1,14 +1,16 @@
 """Files shaped as the released ones: official names under `module.`, the teacher inside, and what must be refused."""
 
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models import build_model
 from tests.golden.fixtures import clouds, golden_tensor
 from tests.golden_numbers import assert_summary, load
-from utils.checkpoint import load_weights
+from utils.checkpoint import load_weights, read_checkpoint
 
 SMALL_TOWER = {"embed_dim": 64, "image_size": 224, "patch_size": 16, "width": 192, "layers": 3, "heads": 3}
 FEATURES_ONLY = {"NAME": "I2P_MAE", "clip_config": {"visual_encoder": None, "feat_dim": 64}}
@@ -31,7 +33,8 @@ def released(tmp_path_factory) -> Path:
     tensors["clip_model.logit_scale"] = torch.ones(())
     path = tmp_path_factory.mktemp("ckpts") / "pre-train.pth"
     state = {f"module.{key}": value for key, value in tensors.items()}
-    torch.save({"base_model": state, "optimizer": {}, "epoch": 300, "metrics": {"acc": 93.3}, "best_metrics": {}}, path)
+    metrics = {"acc": np.float64(93.3)}  # what scikit-learn's score returns
+    torch.save({"base_model": state, "optimizer": {}, "epoch": 300, "metrics": metrics, "best_metrics": metrics}, path)
     return path
 
 
@@ -93,3 +96,18 @@ def test_another_model_is_refused(released, tmp_path):
         load_weights(build_model(FEATURES_ONLY), tmp_path / "m2ae.pth")
     with pytest.raises(ValueError, match="I2P-MAE"):
         load_weights(build_model({"NAME": "Point_M2AE"}), released)
+
+
+def test_metrics_pickled_by_another_numpy_are_read(tmp_path):
+    torch.save({"base_model": {}, "metrics": {"acc": np.float64(93.3)}}, tmp_path / "released.pth")
+    names = b"numpy._core.multiarray", b"numpy.core.multiarray"  # NumPy 2's and 1's
+    with zipfile.ZipFile(tmp_path / "released.pth") as source, zipfile.ZipFile(tmp_path / "other.pth", "w") as target:
+        for entry in source.namelist():
+            content = source.read(entry)
+            if entry.endswith("/data.pkl"):
+                here, there = names if names[0] in content else names[::-1]
+                assert here in content
+                content = content.replace(here, there)
+            target.writestr(entry, content)
+    for name in ("released.pth", "other.pth"):
+        assert read_checkpoint(tmp_path / name)["metrics"] == {"acc": 93.3}

@@ -1,5 +1,6 @@
 """Checkpoints: read without trust, load without silence, write whole."""
 
+import functools
 import pickle
 import re
 from collections import Counter
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -112,7 +114,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         path: a file written by `torch.save`.
 
     Returns:
-        The saved dictionary.
+        The saved dictionary; NumPy numbers, as released files have among their metrics, are admitted.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -127,6 +129,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{path} is a web page that a browser saved, not a checkpoint; download the file itself")
+    torch.serialization.add_safe_globals(_numpy_number_globals())
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
@@ -156,6 +159,21 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
             raise OSError(f"cannot write {path}: {error}") from error
         except (pickle.PickleError, AttributeError, TypeError) as error:
             raise ValueError(f"{path} is not written: its content could not be read back: {error}") from error
+
+
+@functools.cache
+def _numpy_number_globals() -> list[Any]:
+    """What a pickled NumPy number is made of: released files keep their metrics as such.
+
+    The function that rebuilds one is listed under the names that NumPy 1 and 2 give it.
+    """
+    rebuild = np.float64(0).__reduce__()[0]
+    aliases = []
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        alias: Any = functools.partial(rebuild)
+        alias.__module__, alias.__name__, alias.__qualname__ = module, "scalar", "scalar"
+        aliases.append(alias)
+    return [*aliases, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
 
 
 def _model_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
