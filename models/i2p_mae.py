@@ -133,7 +133,7 @@ class I2P_MAE(MaskedAutoencoder):
         target = views.features_at(neighbors.view(batch, -1, 3))  # (V, B, L·k, feat_dim)
         target = target.unflatten(2, (length, -1)).permute(1, 2, 3, 0, 4)  # (B, L, k, V, feat_dim)
         predicted = self.rec_head_2d(packing.pack(decoded))  # (B, L, k·V·feat_dim)
-        return F.mse_loss(predicted[packing.valid], target[packing.valid].flatten(1))
+        return F.mse_loss(predicted[packing.valid], target[packing.valid].flatten(1).to(predicted.dtype))
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, C): max over the top-level tokens. Needs no teacher."""

@@ -1,5 +1,6 @@
 """Frozen 2D teachers: images in, patch features and a saliency map out."""
 
+import codecs
 import difflib
 import functools
 import re
@@ -322,7 +323,7 @@ def _numpy_scalar_globals() -> list[Any]:
         alias: Any = functools.partial(rebuild)
         alias.__module__, alias.__name__, alias.__qualname__ = module, "scalar", "scalar"
         rebuilders.append(alias)
-    return [*rebuilders, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
+    return [*rebuilders, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")), codecs.encode]
 
 
 def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: read without trust, load without silence, write whole."""
 
+import codecs
 import functools
 import pickle
 import re
@@ -173,7 +174,7 @@ def _numpy_number_globals() -> list[Any]:
         alias: Any = functools.partial(rebuild)
         alias.__module__, alias.__name__, alias.__qualname__ = module, "scalar", "scalar"
         aliases.append(alias)
-    return [*aliases, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
+    return [*aliases, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")), codecs.encode]
 
 
 def _model_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
