@@ -3,10 +3,11 @@
 import math
 import os
 import pickle
+import pickletools
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -284,6 +285,14 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return (lambda *args: found(*args)) if callable(found) else found
 
 
+def _check_memo(file: BinaryIO) -> None:
+    """Refuse memo indices that the file is too short to need: the unpickler would allocate memory up to them."""
+    for opcode, argument, position in pickletools.genops(file):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > (position or 0):
+            raise pickle.UnpicklingError(f"memo index {argument} at byte {position}")
+    file.seek(0)
+
+
 def load_pickle(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Any:
     """Read a pickle that may hold arrays, lists, tuples, dicts, strings and numbers, and can run no code.
 
@@ -306,6 +315,7 @@ def load_pickle(path: str | os.PathLike[str], max_bytes: int = MAX_BYTES) -> Any
         raise ValueError(f"{path}: {size} bytes; a pickle of more than {max_bytes} is refused")
     with path.open("rb") as file:
         try:
+            _check_memo(file)
             return _plain(_RestrictedUnpickler(file).load(), {})
         except Exception as error:  # bytes that are not a pickle raise nearly any exception
             raise ValueError(f"{path}: not a pickle of plain arrays and containers ({error})") from error

@@ -182,6 +182,14 @@ def test_a_list_that_holds_itself_is_refused(tmp_path):
         load_pickle(dump(tmp_path / "a.pkl", value))
 
 
+@pytest.mark.parametrize("code", [b"r\xff\xff\xff\x7f", b"p2000000000\n"], ids=["LONG_BINPUT", "PUT"])
+def test_a_small_file_cannot_ask_for_a_large_memo(tmp_path, code):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(b"\x80\x02]" + code + b".")  # an unchecked unpickler allocates over 16 GB
+    with pytest.raises(ValueError, match=r"bomb\.pkl: .*memo index 2"):
+        load_pickle(path)
+
+
 PROMISED = {np.ndarray, list, tuple, dict, str, bytes, int, float, bool, type(None)}
 
 
