@@ -1,15 +1,18 @@
-"""The operations of the pointnet2_ops package, with its call signatures."""
+"""The operations of the pointnet2_ops package, with its call signatures; indices are int64."""
+
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from extensions.knn_cuda.reference import k_nearest
+from extensions.cuda_runtime import Kernels, blocks, contiguous_float32
 from extensions.pointnet2_ops import reference
 
-
-def _check_cloud(points: Tensor, name: str) -> None:
-    if points.dim() != 3 or points.shape[-1] != 3 or points.shape[1] < 1:
-        raise ValueError(f"{name} must be (B, N, 3) with at least one point, got {tuple(points.shape)}")
+KERNELS = Kernels(Path(__file__).with_name("kernels.cu"))
+POINTS_PER_THREAD = 8  # OWN in kernels.cu
+REGISTER_POINTS = 1024 * POINTS_PER_THREAD  # clouds up to this size are sampled within registers
+QUERIES_PER_BLOCK = 128
 
 
 def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
@@ -29,7 +32,7 @@ def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
     _check_cloud(xyz, "xyz")
     if npoint < 1:
         raise ValueError(f"npoint must be at least 1, got {npoint}")
-    return reference.furthest_point_sample(xyz, npoint)
+    return _furthest_point_sample(xyz.detach(), npoint)
 
 
 def gather_operation(features: Tensor, idx: Tensor) -> Tensor:
@@ -45,6 +48,43 @@ def gather_operation(features: Tensor, idx: Tensor) -> Tensor:
     return features.gather(2, idx.long().unsqueeze(1).expand(-1, features.shape[1], -1))
 
 
+def grouping_operation(features: Tensor, idx: Tensor) -> Tensor:
+    """Take columns of `features` by groups of indices; differentiable in `features`.
+
+    Args:
+        features: (B, C, N).
+        idx: (B, M, k) integer indices into N, such as those of `ball_query`.
+
+    Returns:
+        (B, C, M, k).
+    """
+    return gather_operation(features, idx.flatten(1)).unflatten(2, idx.shape[1:])
+
+
+def ball_query(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Tensor:
+    """Find points around each query, in the order of the cloud.
+
+    Args:
+        radius: of the ball, positive, in the unit of the points; a point is inside if it is strictly nearer.
+        nsample: points per query, at least 1.
+        xyz: (B, N, 3) points.
+        new_xyz: (B, M, 3) queries.
+
+    Returns:
+        (B, M, nsample) int64 indices into `xyz`: the first `nsample` points inside. The first of them fills the slots
+        that are left; all are 0 where no point is inside.
+
+    Raises:
+        ValueError: if a shape or device does not fit, or `radius` or `nsample` is not positive.
+    """
+    _check_clouds(xyz, new_xyz, "xyz", "new_xyz")
+    if not radius > 0:
+        raise ValueError(f"radius must be positive, got {radius}")
+    if nsample < 1:
+        raise ValueError(f"nsample must be at least 1, got {nsample}")
+    return _ball_query(radius, nsample, xyz.detach(), new_xyz.detach())
+
+
 def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """Find the three nearest known points of each unknown point.
 
@@ -53,16 +93,16 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         known: (B, M, 3) reference points, M ≥ 3.
 
     Returns:
-        Euclidean distances (B, N, 3), ascending, and int64 indices (B, N, 3) into `known`.
+        Euclidean distances (B, N, 3), ascending, and int64 indices (B, N, 3) into `known`; ties go to the lowest index.
+        No gradient flows.
 
     Raises:
-        ValueError: if a shape does not fit or `known` has fewer than three points.
+        ValueError: if a shape or device does not fit or `known` has fewer than three points.
     """
-    _check_cloud(unknown, "unknown")
-    _check_cloud(known, "known")
+    _check_clouds(unknown, known, "unknown", "known")
     if known.shape[1] < 3:
         raise ValueError(f"known must have at least 3 points, got {known.shape[1]}")
-    return k_nearest(known, unknown, 3)
+    return _three_nn(unknown.detach(), known.detach())
 
 
 def three_interpolate(features: Tensor, idx: Tensor, weight: Tensor) -> Tensor:
@@ -70,11 +110,106 @@ def three_interpolate(features: Tensor, idx: Tensor, weight: Tensor) -> Tensor:
 
     Args:
         features: (B, C, M) features of the known points.
-        idx: (B, N, 3) indices into M.
+        idx: (B, N, 3) integer indices, 0 ≤ idx < M.
         weight: (B, N, 3) weights.
 
     Returns:
-        (B, C, N).
+        (B, C, N), of the type of `features`.
+
+    Raises:
+        ValueError: if the shapes do not fit.
     """
-    taken = gather_operation(features, idx.flatten(1)).unflatten(2, idx.shape[1:])  # (B, C, N, 3)
-    return torch.einsum("bcnk,bnk->bcn", taken, weight)
+    if idx.shape != weight.shape or idx.shape[::2] != (features.shape[0], 3):
+        raise ValueError(
+            "features, idx and weight must be (B, C, M), (B, N, 3) and (B, N, 3), got "
+            f"{tuple(features.shape)}, {tuple(idx.shape)} and {tuple(weight.shape)}"
+        )
+    batch, channels, num_known = features.shape
+    dtype = torch.promote_types(features.dtype, weight.dtype)
+    rows = features.transpose(1, 2).reshape(-1, channels).to(dtype)  # (B·M, C)
+    row = idx + num_known * torch.arange(batch, device=idx.device).view(-1, 1, 1)
+    weight = weight.to(dtype).reshape(-1, 3)
+    # Nothing of size (B, C, N, 3) exists, and the backward pass adds in a fixed order.
+    summed = F.embedding_bag(row.reshape(-1, 3), rows, mode="sum", per_sample_weights=weight)  # (B·N, C)
+    return summed.unflatten(0, idx.shape[:2]).transpose(1, 2).to(features.dtype)
+
+
+@torch.library.custom_op("i2p_mae::furthest_point_sample", mutates_args=())
+def _furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
+    if not _use_kernels(xyz):
+        return reference.furthest_point_sample(xyz, npoint)
+    (xyz,) = contiguous_float32(xyz)
+    batch, num_points, _ = xyz.shape
+    picked = xyz.new_empty(batch, npoint, dtype=torch.int64)
+    if num_points <= REGISTER_POINTS:
+        threads = 32 * blocks(num_points, 32 * POINTS_PER_THREAD)
+        KERNELS.launch("furthest_point_sample_registers", batch, threads, xyz, picked, num_points, npoint)
+    else:
+        distances = xyz.new_empty(batch, num_points)
+        KERNELS.launch("furthest_point_sample_global", batch, 1024, xyz, distances, picked, num_points, npoint)
+    return picked
+
+
+@_furthest_point_sample.register_fake
+def _(xyz: Tensor, npoint: int) -> Tensor:
+    return xyz.new_empty(xyz.shape[0], npoint, dtype=torch.int64)
+
+
+@torch.library.custom_op("i2p_mae::ball_query", mutates_args=())
+def _ball_query(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Tensor:
+    if not _use_kernels(xyz, new_xyz):
+        return reference.ball_query(radius, nsample, xyz, new_xyz)
+    xyz, new_xyz = contiguous_float32(xyz, new_xyz)
+    (batch, num_points, _), num_queries = xyz.shape, new_xyz.shape[1]
+    index = xyz.new_empty(batch, num_queries, nsample, dtype=torch.int64)
+    grid = (batch, blocks(num_queries, QUERIES_PER_BLOCK))
+    arguments = (xyz, new_xyz, index, num_points, num_queries, nsample, radius * radius)
+    KERNELS.launch("ball_query", grid, QUERIES_PER_BLOCK, *arguments)
+    return index
+
+
+@_ball_query.register_fake
+def _(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Tensor:
+    return xyz.new_empty(*new_xyz.shape[:2], nsample, dtype=torch.int64)
+
+
+@torch.library.custom_op("i2p_mae::three_nn", mutates_args=())
+def _three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    if not _use_kernels(unknown, known):
+        return reference.three_nn(unknown, known)
+    unknown, known = contiguous_float32(unknown, known)
+    batch, num_unknown, _ = unknown.shape
+    distance = torch.empty_like(unknown)
+    index = torch.empty_like(unknown, dtype=torch.int64)
+    grid = (batch, blocks(num_unknown, QUERIES_PER_BLOCK))
+    arguments = (unknown, known, distance, index, num_unknown, known.shape[1])
+    KERNELS.launch("three_nn", grid, QUERIES_PER_BLOCK, *arguments)
+    return distance, index
+
+
+@_three_nn.register_fake
+def _(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(torch.promote_types(unknown.dtype, known.dtype), torch.float32)
+    distance = unknown.new_empty(unknown.shape, dtype=dtype)
+    return distance, torch.empty_like(distance, dtype=torch.int64)
+
+
+def _use_kernels(*points: Tensor) -> bool:
+    """Kernels measure in float32, and a grid has at least one block."""
+    fit = all(tensor.dtype != torch.float64 and tensor.numel() > 0 for tensor in points)
+    return fit and KERNELS.ready(points[0])
+
+
+def _check_cloud(points: Tensor, name: str) -> None:
+    if points.dim() != 3 or points.shape[-1] != 3 or points.shape[1] < 1:
+        raise ValueError(f"{name} must be (B, N, 3) with at least one point, got {tuple(points.shape)}")
+
+
+def _check_clouds(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:
+    _check_cloud(first, first_name)
+    _check_cloud(second, second_name)
+    if first.shape[0] != second.shape[0] or first.device != second.device:
+        raise ValueError(
+            f"{first_name} and {second_name} must have the same batch size and device, got "
+            f"{first.shape[0]} on {first.device} and {second.shape[0]} on {second.device}"
+        )

@@ -1,14 +1,20 @@
-"""Farthest point sampling in plain PyTorch."""
+"""Sampling and searching in plain PyTorch: on any device, memory bounded by chunks.
+
+Arguments are taken as checked; see `pointnet2_utils` for what the functions compute.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 PADDING_SQUARED_NORM = 1e-3  # PointNet++ takes points this near the origin for padding
+MAX_DISTANCES = 1 << 18  # distances held at a time, unless one query per cloud needs more
 
 
 @torch.no_grad()
 def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
-    """See `pointnet2_utils.furthest_point_sample`; arguments are taken as checked."""
+    """See `pointnet2_utils.furthest_point_sample`."""
     xyz = xyz.to(torch.promote_types(xyz.dtype, torch.float32))  # half precision is too coarse for distances
     x, y, z = (axis.contiguous() for axis in xyz.unbind(-1))  # (B, N) each
     is_padding = x * x + y * y + z * z <= PADDING_SQUARED_NORM
@@ -21,3 +27,42 @@ def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
         torch.minimum(distance, to_last, out=distance)
         picked[:, i] = distance.argmax(1)
     return picked
+
+
+@torch.no_grad()
+def ball_query(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Tensor:
+    """See `pointnet2_utils.ball_query`."""
+    num_points = xyz.shape[1]
+    order = torch.arange(num_points, dtype=torch.int32, device=xyz.device)
+    chunks = []
+    for distance in _squared_distances(new_xyz, xyz):
+        inside = order.where(distance < radius * radius, num_points)  # (B, m, N) the index, or N if outside
+        chunks.append(inside.topk(min(nsample, num_points), largest=False, sorted=True).values)
+    index = torch.cat(chunks, 1).long()
+    index = torch.nn.functional.pad(index, (0, nsample - index.shape[-1]), value=num_points)
+    index = index.where(index < num_points, index[..., :1])
+    return index.where(index < num_points, 0)
+
+
+@torch.no_grad()
+def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """See `pointnet2_utils.three_nn`."""
+    chunks = []
+    for distance in _squared_distances(unknown, known):
+        nearest = []
+        for _ in range(3):
+            nearest.append(distance.min(-1, keepdim=True))  # the first of equals
+            distance.scatter_(-1, nearest[-1].indices, torch.inf)
+        chunks.append([torch.cat(parts, -1) for parts in zip(*nearest, strict=True)])  # (B, m, 3) each
+    squared, index = (torch.cat(parts, 1) for parts in zip(*chunks, strict=True))
+    return squared.sqrt_(), index
+
+
+def _squared_distances(query: Tensor, points: Tensor) -> Iterator[Tensor]:
+    """Squared distances from some queries (B, M, 3) at a time to all points (B, N, 3): (B, m, N)."""
+    dtype = torch.promote_types(torch.promote_types(query.dtype, points.dtype), torch.float32)
+    x, y, z = points.to(dtype).transpose(1, 2).contiguous().unsqueeze(2).unbind(1)  # (B, 1, N) each
+    rows = max(1, MAX_DISTANCES // max(1, x.numel()))
+    for chunk in query.to(dtype).split(rows, 1):
+        to_x, to_y, to_z = chunk.unsqueeze(-2).unbind(-1)  # (B, m, 1) each
+        yield (to_x - x).square_().add_((to_y - y).square_()).add_((to_z - z).square_())
