@@ -10,14 +10,14 @@ def k_nearest(reference: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]
     """Find the `k` nearest reference points of each query by Euclidean distance.
 
     Args:
-        reference: (B, N, 3) coordinates.
-        query: (B, M, 3) coordinates.
+        reference: (B, N, D) coordinates.
+        query: (B, M, D) coordinates.
         k: neighbours per query, 1 ≤ k ≤ N.
 
     Returns:
         Distances (B, M, k), ascending, and indices (B, M, k) int64 into `reference`. No gradient flows.
     """
-    dtype = torch.promote_types(torch.promote_types(reference.dtype, query.dtype), torch.float32)  # half is too coarse
+    dtype = distance_dtype(reference, query)
     reference, query = reference.detach().to(dtype).contiguous(), query.detach().to(dtype).contiguous()
     batch, num_queries, num_points = query.shape[0], query.shape[1], reference.shape[1]
     distance = query.new_empty(batch, num_queries, k)
@@ -34,3 +34,8 @@ def k_nearest(reference: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]
             nearest = block.min(-1, keepdim=True) if k == 1 else block.topk(k, largest=False, sorted=True)
             distance[b : b + clouds, m : m + rows], index[b : b + clouds, m : m + rows] = nearest
     return distance, index
+
+
+def distance_dtype(reference: Tensor, query: Tensor) -> torch.dtype:
+    """The type in which distances are measured: half precision is too coarse."""
+    return torch.promote_types(torch.promote_types(reference.dtype, query.dtype), torch.float32)
