@@ -1,12 +1,14 @@
 # make demo   generate shapes, pre-train, evaluate, fine-tune; closes with a table and a picture
 # make test   style, types, tests
-# Both work on a machine that has only Python (with venv) and make: they create .venv and install what is missing.
+# make bench  time the extensions (on a GPU: make bench BENCH="--device cuda")
+# All work on a machine that has only Python (with venv) and make: they create .venv and install what is missing.
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
+BENCH ?= --device cpu --quick
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench clean
 
 setup: .venv/installed
 
@@ -32,6 +34,13 @@ lint: .venv/installed-tests
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+.venv/installed-bench: benchmarks/requirements.txt .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r benchmarks/requirements.txt
+	touch $@
+
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.bench_extensions $(BENCH)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -44,9 +44,9 @@ def test_imports_of_the_examples_exist():
 
 
 def test_a_device_is_named_in_one_place():
-    """Device and dtype come from the inputs; only utils/ chooses, and saves the generators of, GPUs."""
+    """Device and dtype come from the inputs; utils/ chooses them, and the kernels' runtime drives a GPU."""
     rooms = ("models", "datasets", "tools", "extensions")
     found = [
         p for room in rooms for p in (ROOT / room).rglob("*.py") if re.search(r"[\"']cuda|\.cuda\(", p.read_text())
     ]
-    assert found == []
+    assert [path.name for path in found] == ["cuda_runtime.py"]

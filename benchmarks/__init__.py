@@ -1,0 +1,1 @@
+"""How fast the extensions are: `python -m benchmarks.bench_extensions --help`."""
