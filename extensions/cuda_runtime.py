@@ -142,6 +142,15 @@ def cached_binary(source: Path, arch: str, folder: Path) -> bytes:
     return binary
 
 
+def load_binary(binary: bytes) -> Any:
+    """Hand a binary to the driver, now, so that a refusal is known before the first launch."""
+    from cuda.core import ObjectCode
+
+    program = ObjectCode.from_cubin(binary)
+    _ = program.handle  # cuda-core loads it when this is read
+    return program
+
+
 def cache_folder() -> Path:
     """Where binaries are kept."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "i2p-mae"
@@ -152,10 +161,8 @@ def cache_folder() -> Path:
 def _load(source: Path, arch: str) -> tuple[Any, str | None]:
     """The loaded program of a .cu file, or the reason why there is none, which is logged once."""
     try:
-        from cuda.core import ObjectCode
-
-        return ObjectCode.from_cubin(cached_binary(source, arch, cache_folder())), None
-    except Exception as error:  # no cuda-core, no NVRTC, an unknown architecture: as many kinds as there are set-ups
+        return load_binary(cached_binary(source, arch, cache_folder())), None
+    except Exception as error:  # no cuda-core, no NVRTC, an old driver: as many kinds as there are set-ups
         reason = f"{type(error).__name__}: {error}"
         logger.warning(
             "%s is not used on %s, plain PyTorch runs instead (%s). For kernels: pip install 'cuda-core[cu%s]'",

@@ -38,6 +38,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("I2P_MAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("I2P_MAE_KERNELS", raising=False)
     monkeypatch.setattr(cuda_runtime, "architecture", lambda device: "sm_90")
+    monkeypatch.setattr(cuda_runtime, "load_binary", lambda binary: binary)  # there may be no driver
     cuda_runtime._load.cache_clear()
     yield
     cuda_runtime._load.cache_clear()
@@ -212,6 +213,15 @@ def test_an_architecture_that_the_compiler_does_not_know_falls_back(source, monk
     assert not Kernels(source).ready(ON_A_GPU)
     assert "sm_12" in caplog.text
     assert "gpu-architecture" in caplog.text
+
+
+def test_a_binary_that_the_driver_refuses_falls_back(source, monkeypatch, caplog):
+    def refuse(binary: bytes) -> None:
+        raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU")
+
+    monkeypatch.setattr(cuda_runtime, "load_binary", refuse)
+    assert not Kernels(source).ready(ON_A_GPU)
+    assert "CUDA_ERROR_NO_BINARY_FOR_GPU" in caplog.text
 
 
 def test_a_missing_package_falls_back_and_the_log_names_it(source, monkeypatch, caplog):
