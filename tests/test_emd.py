@@ -15,7 +15,7 @@ from torch import Tensor
 import extensions.emd
 from extensions.cuda_runtime import compile_source
 from extensions.emd import KERNELS, earth_mover_distance, emd, emd_gradient, reference
-from tests.emulation import EmulatedKernels, kernel_names
+from tests.emulation import BACKENDS, kernel_names, use_backend
 from tests.golden import fixtures
 from tests.golden_numbers import load
 
@@ -65,18 +65,12 @@ def assert_near(ours: Tensor, expected: Tensor, tolerance: float) -> None:
     assert (ours - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.fixture(params=["ascending", "descending", "gpu"])
+@pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where the operators run kernels now: on the CPU by emulation, or on a GPU. Fresh memory is filled with NaN."""
-    if request.param == "gpu":
-        if not torch.cuda.is_available():
-            pytest.skip("no GPU to run the real kernels on")
-        monkeypatch.setenv("I2P_MAE_KERNELS", "cuda")
-    else:
-        emulated = EmulatedKernels(KERNELS.source, descending=request.param == "descending")
-        monkeypatch.setattr(extensions.emd, "KERNELS", emulated)
+    device = use_backend(request.param, extensions.emd, monkeypatch)
     torch.use_deterministic_algorithms(True)
-    yield "cuda" if request.param == "gpu" else "cpu"
+    yield device
     torch.use_deterministic_algorithms(False)
 
 

@@ -19,7 +19,7 @@ from extensions.chamfer_dist import (
     reference,
 )
 from extensions.cuda_runtime import compile_source
-from tests.emulation import EmulatedKernels, kernel_names
+from tests.emulation import BACKENDS, EmulatedKernels, kernel_names, use_backend
 
 SOURCE = Path(chamfer_dist.__file__).with_name("kernels.cu")
 SIZES = [  # batch, points of the first cloud, of the second
@@ -39,17 +39,10 @@ SIZES = [  # batch, points of the first cloud, of the second
 ALL = [ChamferDistanceL1, ChamferDistanceL2, ChamferDistanceL2_split]
 
 
-@pytest.fixture(params=["emulated", "emulated backwards", "gpu"])
+@pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the kernels run in this test."""
-    if request.param == "gpu":
-        if not torch.cuda.is_available():
-            pytest.skip("needs a GPU")
-        monkeypatch.setenv("I2P_MAE_KERNELS", "cuda")
-        return "cuda"
-    kernels = EmulatedKernels(SOURCE, descending=request.param.endswith("backwards"))
-    monkeypatch.setattr(chamfer_dist, "KERNELS", kernels)
-    return "cpu"
+    return use_backend(request.param, chamfer_dist, monkeypatch)
 
 
 @pytest.fixture

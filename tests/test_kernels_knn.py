@@ -12,7 +12,7 @@ from torch import Tensor
 from extensions import knn_cuda
 from extensions.cuda_runtime import compile_source
 from extensions.knn_cuda import KNN, k_nearest, reference
-from tests.emulation import EmulatedKernels, kernel_names
+from tests.emulation import BACKENDS, EmulatedKernels, kernel_names, use_backend
 
 SOURCE = Path(knn_cuda.__file__).with_name("kernels.cu")
 BRANCHES = {"knn_32": (2, 50, 9, 32), "knn_64": (2, 50, 9, 33)}  # batch, reference points, queries, k
@@ -29,16 +29,10 @@ SIZES = [
 ]
 
 
-@pytest.fixture(params=["emulated", "emulated backwards", "gpu"])
+@pytest.fixture(params=BACKENDS)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the kernels run in this test."""
-    if request.param == "gpu":
-        if not torch.cuda.is_available():
-            pytest.skip("needs a GPU")
-        monkeypatch.setenv("I2P_MAE_KERNELS", "cuda")
-        return "cuda"
-    monkeypatch.setattr(knn_cuda, "KERNELS", EmulatedKernels(SOURCE, descending=request.param.endswith("backwards")))
-    return "cpu"
+    return use_backend(request.param, knn_cuda, monkeypatch)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from extensions.pointnet2_ops.pointnet2_utils import (
     three_interpolate,
     three_nn,
 )
-from tests.emulation import EmulatedKernels, kernel_names
+from tests.emulation import BACKENDS, EmulatedKernels, kernel_names, use_backend
 
 SOURCE = pointnet2_utils.KERNELS.source
 seeds = st.integers(0, 2**32 - 1)
@@ -39,18 +39,13 @@ def on_a_line(*x: float) -> Tensor:
     return torch.tensor([[[value, 0.0, 0.0] for value in x]])
 
 
-@pytest.fixture(params=["ascending", "descending", "gpu"])
+@pytest.fixture(params=BACKENDS)
 def device(request, monkeypatch) -> Iterator[str]:
     """Where points go for the operations to use kernels; what an operation allocates is filled with NaN or nonsense."""
-    if request.param == "gpu":
-        if not torch.cuda.is_available():
-            pytest.skip("no GPU here: the emulation stands in for it")
-        monkeypatch.setenv("I2P_MAE_KERNELS", "cuda")
-    else:
-        monkeypatch.setattr(pointnet2_utils, "KERNELS", EmulatedKernels(SOURCE, request.param == "descending"))
+    device = use_backend(request.param, pointnet2_utils, monkeypatch)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    yield "cuda" if request.param == "gpu" else "cpu"
+    yield device
     torch.use_deterministic_algorithms(False)
 
 

@@ -107,9 +107,9 @@ def write_config(folder: Path, name: str, config: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
+def playground(tmp_path_factory):
     """A folder with the generated data sets and the small configs."""
-    folder = tmp_path_factory.mktemp("workplace")
+    folder = tmp_path_factory.mktemp("playground")
     data = folder / "data"
     write_shapenet(data, classes=CLASSES, train=4, test=1, num_points=128)
     write_modelnet_svm(data, classes=CLASSES, train=4, test=3, num_points=128)
@@ -121,9 +121,9 @@ def workplace(tmp_path_factory):
 
 
 @pytest.fixture
-def here(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
-    return workplace
+def here(playground, monkeypatch):
+    monkeypatch.chdir(playground)
+    return playground
 
 
 def run(config: str, *flags: object) -> int:
@@ -139,22 +139,22 @@ def results_of_folder(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def pretrained(workplace):
+def pretrained(playground):
     """The run folder of a pre-training run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workplace)
+        patch.chdir(playground)
         assert run("pre-training/i2p", "--exp_name", "base") == 0
-    return workplace / "experiments/pre-training/i2p/base"
+    return playground / "experiments/pre-training/i2p/base"
 
 
 @pytest.fixture(scope="module")
-def finetuned(workplace, pretrained):
+def finetuned(playground, pretrained):
     """The run folder of a fine-tuning run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(workplace)
+        patch.chdir(playground)
         flags = ("--finetune_model", "--ckpts", pretrained / "ckpt-last.pth", "--exp_name", "base")
         assert run("fine-tuning/modelnet", *flags) == 0
-    return workplace / "experiments/fine-tuning/modelnet/base"
+    return playground / "experiments/fine-tuning/modelnet/base"
 
 
 # ---- what works ----

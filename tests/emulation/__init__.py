@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 from torch import Tensor
 
 from extensions.cuda_runtime import Argument, as_c
@@ -45,6 +47,29 @@ class EmulatedKernels:
         self.launched.add(name)
         values = [ctypes.c_void_p(c) if isinstance(c, int) else c for c in map(as_c, arguments)]
         getattr(self.library, f"emulate_{name}")(*dims, *(1,) * (3 - len(dims)), block, int(self.descending), *values)
+
+
+BACKENDS = ("ascending", "descending", "gpu")
+
+
+def use_backend(backend: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the operations of a module run its kernels for the time of a test.
+
+    Args:
+        backend: one of `BACKENDS`: emulated, threads in ascending or descending order, or on a GPU.
+        module: has the `KERNELS`.
+        monkeypatch: of the test.
+
+    Returns:
+        The device to put tensors on. Without a GPU, a test that needs one is skipped.
+    """
+    if backend == "gpu":
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU to run the real kernels on")
+        monkeypatch.setenv("I2P_MAE_KERNELS", "cuda")
+        return "cuda"
+    monkeypatch.setattr(module, "KERNELS", EmulatedKernels(module.KERNELS.source, backend == "descending"))
+    return "cpu"
 
 
 def kernel_names(source: Path) -> list[str]:
