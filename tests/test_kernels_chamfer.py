@@ -18,7 +18,6 @@ from extensions.chamfer_dist import (
     chamfer_backward,
     reference,
 )
-from extensions.cuda_runtime import compile_source
 from tests.emulation import BACKENDS, EmulatedKernels, kernel_names, use_backend
 
 SOURCE = Path(chamfer_dist.__file__).with_name("kernels.cu")
@@ -307,12 +306,6 @@ def test_a_second_derivative_is_refused():
 def test_devices_must_match():
     with pytest.raises(ValueError, match="xyz1 and xyz2 must be on one device, got cpu and meta"):
         ChamferDistanceL2()(torch.zeros(1, 5, 3), torch.zeros(1, 5, 3, device="meta"))
-
-
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_compiles_for(arch):
-    pytest.importorskip("cuda.core", reason="needs cuda-core")
-    assert compile_source(SOURCE, arch)[:4] == b"\x7fELF"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

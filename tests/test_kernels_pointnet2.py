@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from extensions.cuda_runtime import compile_source
 from extensions.pointnet2_ops import pointnet2_utils, reference
 from extensions.pointnet2_ops.pointnet2_utils import (
     ball_query,
@@ -163,12 +162,6 @@ def test_every_kernel_is_launched(monkeypatch):
     monkeypatch.setattr(pointnet2_utils, "REGISTER_POINTS", 8)
     furthest_point_sample(random_points(1, 9, 3), 2)
     assert emulated.launched == set(kernel_names(SOURCE))
-
-
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_kernels_compile(arch):
-    pytest.importorskip("cuda.core", reason="cuda-core compiles the kernels: pip install cuda-core")
-    assert compile_source(SOURCE, arch).startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
