@@ -1,6 +1,5 @@
 """Files shaped as the released ones: official names under `module.`, the teacher inside, and what must be refused."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 import torch
 
 from models import build_model
+from tests.checkpoint_files import rewrite_for_another_numpy
 from tests.golden.fixtures import clouds, golden_tensor
 from tests.golden_numbers import assert_summary, load
 from utils.checkpoint import load_weights, read_checkpoint
@@ -100,14 +100,6 @@ def test_another_model_is_refused(released, tmp_path):
 
 def test_metrics_pickled_by_another_numpy_are_read(tmp_path):
     torch.save({"base_model": {}, "metrics": {"acc": np.float64(93.3)}}, tmp_path / "released.pth")
-    names = b"numpy._core.multiarray", b"numpy.core.multiarray"  # NumPy 2's and 1's
-    with zipfile.ZipFile(tmp_path / "released.pth") as source, zipfile.ZipFile(tmp_path / "other.pth", "w") as target:
-        for entry in source.namelist():
-            content = source.read(entry)
-            if entry.endswith("/data.pkl"):
-                here, there = names if names[0] in content else names[::-1]
-                assert here in content
-                content = content.replace(here, there)
-            target.writestr(entry, content)
+    rewrite_for_another_numpy(tmp_path / "released.pth", tmp_path / "other.pth")
     for name in ("released.pth", "other.pth"):
         assert read_checkpoint(tmp_path / name)["metrics"] == {"acc": 93.3}

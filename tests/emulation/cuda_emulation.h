@@ -23,7 +23,6 @@ static constexpr int warpSize = 32;
 #define __shared__ static __attribute__((section("emulated_shared")))
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define INFINITY_F INFINITY
 
 extern "C" char __start_emulated_shared[] __attribute__((weak));  // the linker's bounds of all shared memory
 extern "C" char __stop_emulated_shared[] __attribute__((weak));
