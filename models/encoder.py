@@ -70,22 +70,29 @@ class HierarchicalEncoder(nn.Module):
         members = group.neighborhoods if finer_tokens is None else take(finer_tokens, group.index)
         return self.token_embed[level](members)
 
-    def forward(self, groups: Sequence[Group], coarse_mask: Tensor) -> list[EncodedLevel]:
+    def embed_points(self, groups: Sequence[Group]) -> Tensor:
+        """The tokens of level 0 before any block, (B, G_0, C): all that can be encoded before there is a mask."""
+        return self._embed(0, groups[0], None)
+
+    def forward(
+        self, groups: Sequence[Group], coarse_mask: Tensor, tokens: Tensor | None = None
+    ) -> list[EncodedLevel]:
         """Encode the visible tokens only; masked tokens keep their embedding and are merged as they are.
 
         Args:
             groups: per level, fine to coarse.
             coarse_mask: (B, G_top) bool, True = masked.
+            tokens: what `embed_points` made of the groups, if that is done already.
 
         Returns:
             One `EncodedLevel` per level, fine to coarse.
         """
         levels: list[EncodedLevel] = []
-        tokens: Tensor | None = None
         masks = propagate_mask(coarse_mask, [group.index for group in groups])
-        for level, (group, mask) in enumerate(zip(groups, masks, strict=True)):
-            tokens = self._embed(level, group, tokens)
-            packing = Packing(mask)
+        packings = Packing.of_levels(masks)
+        for level, (group, mask, packing) in enumerate(zip(groups, masks, packings, strict=True)):
+            if level > 0 or tokens is None:
+                tokens = self._embed(level, group, tokens)
             position = self.encoder_pos_embeds[level](packing.pack(group.centers))
             visible = self.encoder_blocks[level](packing.pack(tokens), position, packing.attention_mask)
             tokens = packing.unpack(visible, onto=tokens)

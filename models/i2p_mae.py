@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from extensions.streams import beside
 from models.encoder import EncodedLevel
-from models.masked_autoencoder import MaskedAutoencoder
+from models.masked_autoencoder import MaskedAutoencoder, masked_mean, visible_tokens
 from models.projection import VIEWS, Projection, project
 from models.teacher import CLIPTeacher, build_teacher
 from models.tokenizer import Group, PointwiseConv
@@ -28,6 +29,11 @@ class TeacherViews:
     projection: Projection
     features: Tensor
     saliency: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors of this object."""
+        layout = self.projection
+        return self.features, self.saliency, layout.minimum, layout.cell, layout.offset
 
     def saliency_at(self, points: Tensor) -> Tensor:
         """Mean over the views of the back-projected saliency, (B, M), at (B, M, 3) points."""
@@ -86,21 +92,26 @@ class I2P_MAE(MaskedAutoencoder):
             generator: source of the draw's randomness; None = PyTorch's own.
 
         Returns:
-            0-d tensors: loss, loss_3d, loss_2d, and visible_saliency, the share of the coarse tokens' saliency that the
-            visible ones hold (0.2 if the mask ignored it, at a mask ratio of 0.8).
+            0-d tensors: loss, loss_3d, loss_2d; visible_tokens, those of level 1 in a cloud; and visible_saliency, the
+            share of the coarse tokens' saliency that the visible ones hold (0.2 if the mask ignored it, at a mask ratio
+            of 0.8).
         """
+        with beside(points) as join:
+            views = self.look(points)
         groups = self.group(points)
-        views = self.look(points)
+        tokens = self.h_encoder.embed_points(groups)
+        join(*views.tensors())
         saliency = views.saliency_at(groups[-1].centers)
         mask = self.mask(saliency / self.mask_temperature, coarse_mask, generator)
-        encoded = self.h_encoder(groups, mask)
+        encoded = self.h_encoder(groups, mask, tokens)
         decoded = self.decode(groups, encoded)
         loss_3d = self.loss_3d(self.rec_head_3d, decoded, groups[1], encoded[1].mask)
         loss_2d = self.loss_2d(decoded, groups[1], encoded[1], views)
         return {
             "loss": loss_3d + loss_2d,
-            "loss_3d": loss_3d.detach(),
-            "loss_2d": loss_2d.detach(),
+            "loss_3d": loss_3d,
+            "loss_2d": loss_2d,
+            "visible_tokens": visible_tokens(encoded[1].mask),
             "visible_saliency": (saliency.masked_fill(mask, 0).sum(1) / saliency.sum(1)).mean(),
         }
 
@@ -133,7 +144,8 @@ class I2P_MAE(MaskedAutoencoder):
         target = views.features_at(neighbors.view(batch, -1, 3))  # (V, B, L·k, feat_dim)
         target = target.unflatten(2, (length, -1)).permute(1, 2, 3, 0, 4)  # (B, L, k, V, feat_dim)
         predicted = self.rec_head_2d(packing.pack(decoded))  # (B, L, k·V·feat_dim)
-        return F.mse_loss(predicted[packing.valid], target[packing.valid].flatten(1).to(predicted.dtype))
+        error = F.mse_loss(predicted.to(target.dtype), target.flatten(2), reduction="none").mean(2)  # (B, L)
+        return masked_mean(error, packing.valid)
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, C): max over the top-level tokens. Needs no teacher."""

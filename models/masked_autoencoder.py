@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from extensions.chamfer_dist import ChamferDistanceL2
+from extensions.chamfer_dist import chamfer
 from models.encoder import EncodedLevel, HierarchicalEncoder, check_encoder
 from models.masking import draw_mask
 from models.propagation import TokenPropagation
@@ -75,7 +75,6 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pos_embeds = nn.ModuleList(positional_embedding(dim) for dim in decoder_dims)
         self.token_prop = nn.ModuleList([TokenPropagation(decoder_dims[0], decoder_dims[1], decoder_up_blocks[0])])
         self.decoder_norm = nn.LayerNorm(self.decoder_dim)
-        self.chamfer = ChamferDistanceL2()
         nn.init.trunc_normal_(self.mask_token, std=0.02)
         self.h_decoder.apply(_init_decoder_weights)
 
@@ -138,10 +137,11 @@ class MaskedAutoencoder(nn.Module):
         Returns:
             0-d tensor.
         """
-        predicted = head(decoded[mask]).unflatten(-1, (-1, 3))  # (masked, k, 3)
-        if len(predicted) == 0:
-            return predicted.sum()  # the visible coarse tokens reach every token of this level: nothing to predict
-        return self.chamfer(predicted, group.neighborhoods[mask])
+        predicted = head(decoded).unflatten(-1, (-1, 3))  # (B, G, k', 3)
+        true = group.neighborhoods
+        to_true, to_predicted, *_ = chamfer(predicted.flatten(0, 1).to(true.dtype), true.flatten(0, 1))
+        distance = (to_true.mean(1) + to_predicted.mean(1)).view_as(mask)  # (B, G)
+        return masked_mean(distance, mask)
 
     def encode_unmasked(self, points: Tensor) -> Tensor:
         """Top-level tokens (B, G_2, C) after their norm, from an empty coarse mask: what linear probes pool.
@@ -171,6 +171,24 @@ class MaskedAutoencoder(nn.Module):
             "neighborhoods": groups[1].points,
             "predictions": predicted + groups[1].centers.unsqueeze(2),
         }
+
+
+def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of the chosen values of the whole batch, 0 if none is: selecting by multiplication needs no wait for a GPU.
+
+    Args:
+        values: (B, G).
+        chosen: (B, G) bool.
+
+    Returns:
+        0-d tensor.
+    """
+    return (values * chosen).sum() / chosen.sum().clamp_min(1)
+
+
+def visible_tokens(mask: Tensor) -> Tensor:
+    """Mean number of visible tokens in a cloud, a 0-d tensor, under a (B, G) mask with True = masked."""
+    return (~mask).sum(1).float().mean()
 
 
 def _init_decoder_weights(module: nn.Module) -> None:

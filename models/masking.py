@@ -52,20 +52,28 @@ class Packing:
 
     Args:
         mask: (B, G) bool, True = masked.
+        length: L, at least the most visible tokens in a sample.
+        padded: whether a sample has fewer.
 
     Attributes:
-        index: (B, L) int64 positions of the packed tokens among the G; L = most visible tokens in a sample.
+        index: (B, L) int64 positions of the packed tokens among the G.
         valid: (B, L) bool, True = a visible token, False = padding.
         attention_mask: (B, 1, 1, L) bool for `Attention`, or None where nothing is padded.
     """
 
-    def __init__(self, mask: Tensor):
+    def __init__(self, mask: Tensor, length: int, padded: bool):
         visible = ~mask
-        count = visible.sum(1, keepdim=True)  # (B, 1)
-        shortest, longest = torch.stack(count.aminmax()).tolist()
-        self.index = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :longest]
-        self.valid = torch.arange(longest, device=mask.device) < count
-        self.attention_mask = None if shortest == longest else self.valid[:, None, None, :]
+        self.index = visible.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :length]
+        self.valid = torch.arange(length, device=mask.device) < visible.sum(1, keepdim=True)
+        self.attention_mask = self.valid[:, None, None, :] if padded else None
+
+    @classmethod
+    def of_levels(cls, masks: Sequence[Tensor]) -> "list[Packing]":
+        """Pack each level as short as it goes. The lengths of all levels reach the host in one transfer."""
+        counts = torch.stack([torch.stack((~mask).sum(1).aminmax()) for mask in masks]).tolist()
+        return [
+            cls(mask, longest, shortest < longest) for mask, (shortest, longest) in zip(masks, counts, strict=True)
+        ]
 
     def pack(self, x: Tensor) -> Tensor:
         """Take the packed tokens, (B, L, C), out of all, (B, G, C); padding holds masked tokens."""

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.masked_autoencoder import MaskedAutoencoder
+from models.masked_autoencoder import MaskedAutoencoder, visible_tokens
 from models.tokenizer import PointwiseConv
 
 
@@ -33,14 +33,14 @@ class Point_M2AE(MaskedAutoencoder):
             generator: source of the draw's randomness; None = PyTorch's own.
 
         Returns:
-            0-d tensors: loss, loss_3d.
+            0-d tensors: loss, loss_3d, and visible_tokens, those of level 1 in a cloud.
         """
         groups = self.group(points)
         mask = self.mask(self._uniform_logits(points), coarse_mask, generator)
         encoded = self.h_encoder(groups, mask)
         decoded = self.decode(groups, encoded)
         loss_3d = self.loss_3d(self.rec_head, decoded, groups[1], encoded[1].mask)
-        return {"loss": loss_3d, "loss_3d": loss_3d.detach()}
+        return {"loss": loss_3d, "loss_3d": loss_3d, "visible_tokens": visible_tokens(encoded[1].mask)}
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, C): mean plus max over the top-level tokens."""

@@ -60,7 +60,8 @@ class Projection:
         row_weights = resize_matrix(maps.shape[2], self.image_size, maps)[pixels[..., 0]]  # (V·B, M, h)
         col_weights = resize_matrix(maps.shape[3], self.image_size, maps)[pixels[..., 1]]  # (V·B, M, w)
         weights = (row_weights.unsqueeze(-1) * col_weights.unsqueeze(-2)).flatten(2)  # (V·B, M, h·w)
-        return (weights @ maps.flatten(2).transpose(1, 2)).unflatten(0, (len(VIEWS), -1))
+        with torch.autocast(maps.device.type, enabled=False):  # rounded, saliencies of neighbours would be equal
+            return (weights @ maps.flatten(2).transpose(1, 2)).unflatten(0, (len(VIEWS), -1))
 
 
 def project(points: Tensor, image_size: int = 224) -> tuple[Tensor, Projection]:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from extensions.pointnet2_ops.pointnet2_utils import three_interpolate, three_nn
-from models.tokenizer import PointwiseConv, RowBatchNorm
+from models.tokenizer import ColumnConv
 
 
 def interpolate_features(centers: Tensor, coarse_centers: Tensor, coarse_features: Tensor) -> Tensor:
@@ -26,11 +26,11 @@ def interpolate_features(centers: Tensor, coarse_centers: Tensor, coarse_feature
 
 
 class _Fuse(nn.Module):
-    """A shared layer, BatchNorm and GELU over rows of channels."""
+    """A shared layer, BatchNorm and GELU over (1, C, M) columns."""
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
-        self.net = nn.Sequential(PointwiseConv(in_dim, dim), RowBatchNorm(dim), nn.GELU())
+        self.net = nn.Sequential(ColumnConv(in_dim, dim), nn.BatchNorm1d(dim), nn.GELU())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -41,8 +41,8 @@ class _Residual(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.net1 = nn.Sequential(PointwiseConv(dim, dim), RowBatchNorm(dim), nn.GELU())
-        self.net2 = nn.Sequential(PointwiseConv(dim, dim), RowBatchNorm(dim))
+        self.net1 = nn.Sequential(ColumnConv(dim, dim), nn.BatchNorm1d(dim), nn.GELU())
+        self.net2 = nn.Sequential(ColumnConv(dim, dim), nn.BatchNorm1d(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.net2(self.net1(x)) + x)
@@ -86,5 +86,6 @@ class TokenPropagation(nn.Module):
             (B, N, dim).
         """
         interpolated = interpolate_features(centers, coarse_centers, coarse_tokens)
-        x = torch.cat([tokens, interpolated], dim=-1).flatten(0, 1)  # (B·N, dim + coarse_dim): BatchNorm over all rows
-        return self.extraction(self.fuse(x)).unflatten(0, tokens.shape[:2])
+        x = torch.cat([tokens, interpolated], dim=-1).flatten(0, 1).t()  # (dim + coarse_dim, B·N)
+        x = self.extraction(self.fuse(x.unsqueeze(0)))
+        return x.squeeze(0).t().unflatten(0, tokens.shape[:2])

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,26 +32,34 @@ class Group:
 class PointwiseConv(nn.Conv1d):
     """A linear layer over the last dimension, stored as the 1×1 convolution that released checkpoints hold."""
 
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True):
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=bias)
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, in_channels) to (…, out_channels)."""
         return F.linear(x, self.weight.squeeze(-1), self.bias)
 
 
-class RowBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the rows of (M, C).
+class ColumnConv(nn.Conv1d):
+    """A 1×1 convolution over the columns of one sample that holds the rows of all clouds, (1, C, M).
 
-    On a CPU the rows are handed over as one long sample, (1, C, M): PyTorch then sums in double precision, where for
-    (M, C) it sums in single precision and loses digits with every row.
+    With the channels first and everything in one sample, BatchNorm, ReLU and the maximum over neighbours run along
+    contiguous memory, forward and backward, and BatchNorm sums in double precision on a CPU.
     """
 
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (M, C)."""
-        if x.device.type == "cpu":
-            return super().forward(x.t().unsqueeze(0)).squeeze(0).t()
-        return super().forward(x)
+        """Map (1, in_channels, M) to (1, out_channels, M)."""
+        return apply_columns(self.weight, x, self.bias)
+
+
+def apply_columns(weight: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply (1, C, M) columns by a (D, C, 1) weight, one matrix product; returns (1, D, M)."""
+    matrix, columns = weight.squeeze(-1), x.squeeze(0)
+    product = matrix @ columns if bias is None else torch.addmm(bias.unsqueeze(1), matrix, columns)
+    return product.unsqueeze(0)
 
 
 class TokenEmbed(nn.Module):
@@ -66,22 +75,29 @@ class TokenEmbed(nn.Module):
         super().__init__()
         first, second, wide = hidden_dims
         self.first_conv = nn.Sequential(
-            PointwiseConv(in_dim, first), RowBatchNorm(first), nn.ReLU(inplace=True), PointwiseConv(first, second)
+            ColumnConv(in_dim, first), nn.BatchNorm1d(first), nn.ReLU(inplace=True), ColumnConv(first, second)
         )
         self.second_conv = nn.Sequential(
-            PointwiseConv(2 * second, wide), RowBatchNorm(wide), nn.ReLU(inplace=True), PointwiseConv(wide, dim)
+            ColumnConv(2 * second, wide), nn.BatchNorm1d(wide), nn.ReLU(inplace=True), ColumnConv(wide, dim)
         )
 
     def forward(self, members: Tensor) -> Tensor:
         """Embed (B, G, k, in_dim) members as (B, G, dim) tokens."""
-        shape = members.shape[:3]
-        x = self.first_conv(members.flatten(0, 2)).unflatten(0, shape)  # (B, G, k, second)
-        pooled = x.amax(2, keepdim=True)  # (B, G, 1, second)
+        batch, groups, k, _ = members.shape
+        x = self.first_conv(members.flatten(0, 2).t().unsqueeze(0))  # (1, second, B·G·k)
+        pooled = _max_over_members(x, k)  # (1, second, B·G)
         # The layer that mixes the concatenation [pooled, x], its pooled half computed once a group.
-        mix = cast(PointwiseConv, self.second_conv[0])
-        for_pooled, for_members = mix.weight.squeeze(-1).chunk(2, dim=1)
-        x = F.linear(x, for_members, mix.bias) + F.linear(pooled, for_pooled)
-        return self.second_conv[1:](x.flatten(0, 2)).unflatten(0, shape).amax(2)
+        mix = cast(ColumnConv, self.second_conv[0])
+        for_pooled, for_members = mix.weight.chunk(2, dim=1)
+        mixed = apply_columns(for_members, x).unflatten(2, (-1, k))  # (1, wide, B·G, k)
+        mixed = (mixed + apply_columns(for_pooled, pooled, mix.bias).unsqueeze(-1)).flatten(2)
+        tokens = _max_over_members(self.second_conv[1:](mixed), k)  # (1, dim, B·G)
+        return tokens.squeeze(0).t().unflatten(0, (batch, groups))
+
+
+def _max_over_members(x: Tensor, k: int) -> Tensor:
+    """Maximum over the k members of each group: (1, C, M·k) to (1, C, M)."""
+    return x.unflatten(2, (-1, k)).max(dim=-1).values  # unlike amax: its gradient goes to one member, in one pass
 
 
 def group_levels(points: Tensor, num_groups: Sequence[int], group_sizes: Sequence[int]) -> list[Group]:

@@ -177,10 +177,12 @@ def test_classifiers(file, name):
     points = clouds(3, 1024 if name == "modelnet40" else 2048, seed=21)
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(points), golden["logits_eval"], atol=TOLERANCE)
-    for module in model.train().modules():
+    # In double precision: one of three clouds has a near tie below a max-pooling, and rounding the weights by 1e-7 moves
+    # the float32 total by 8e-4, in the literal formulation as in ours.
+    for module in model.double().train().modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    loss = model.loss(model(points), torch.tensor([1, 7, 3]))
+    loss = model.loss(model(points.double()), torch.tensor([1, 7, 3]))
     loss.backward()
     assert_figure(loss, golden["loss_train"])
     assert_figure(gradient_norm(model), golden["grad_norm_total"], TOTAL_GRADIENT_TOLERANCE)

@@ -156,7 +156,7 @@ def masks(draw) -> Tensor:
 @settings(deadline=None)
 @given(mask=masks())
 def test_packing_keeps_the_visible_tokens_in_order(mask):
-    packing = Packing(mask)
+    (packing,) = Packing.of_levels([mask])
     for positions, valid, hidden in zip(packing.index, packing.valid, mask, strict=True):
         assert positions[valid].tolist() == (~hidden).nonzero().flatten().tolist()
         assert not valid[valid.sum() :].any()
@@ -166,7 +166,7 @@ def test_packing_keeps_the_visible_tokens_in_order(mask):
 @settings(deadline=None)
 @given(mask=masks())
 def test_unpack_writes_over_the_visible_positions_only(mask):
-    packing = Packing(mask)
+    (packing,) = Packing.of_levels([mask])
     x = torch.randn(*mask.shape, 2, generator=seeded())
     onto = x.clone()
     unpacked = packing.unpack(packing.pack(x) + 10, onto)
@@ -178,24 +178,24 @@ def test_unpack_writes_over_the_visible_positions_only(mask):
 @settings(deadline=None)
 @given(mask=masks())
 def test_the_gradient_of_a_round_trip_reaches_visible_tokens_only(mask):
-    packing = Packing(mask)
+    (packing,) = Packing.of_levels([mask])
     x = torch.randn(*mask.shape, 2, generator=seeded()).requires_grad_()
     packing.unpack(packing.pack(x), torch.zeros_like(x)).sum().backward()
     assert torch.equal(x.grad, (~mask).float().unsqueeze(-1).expand_as(x))
 
 
 def test_attention_mask_shuts_out_the_padding():
-    packing = Packing(torch.tensor([[True, False, False], [False, True, True]]))
+    (packing,) = Packing.of_levels([torch.tensor([[True, False, False], [False, True, True]])])
     assert packing.attention_mask.tolist() == [[[[True, True]]], [[[True, False]]]]
 
 
 def test_nothing_is_padded_where_the_samples_are_even():
-    packing = Packing(torch.tensor([[True, False, False], [False, True, False]]))
+    (packing,) = Packing.of_levels([torch.tensor([[True, False, False], [False, True, False]])])
     assert packing.attention_mask is None
     assert packing.valid.all()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_unpack_takes_the_type_of_what_was_computed(dtype):
-    packing = Packing(torch.tensor([[True, False, False]]))
+    (packing,) = Packing.of_levels([torch.tensor([[True, False, False]])])
     assert packing.unpack(torch.zeros(1, 2, 4, dtype=dtype), torch.zeros(1, 3, 4)).dtype == dtype

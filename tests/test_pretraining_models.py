@@ -74,22 +74,22 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def test_i2p_mae_returns_its_losses(points):
     losses = i2p_mae()(points)
-    assert set(losses) == {"loss", "loss_3d", "loss_2d", "visible_saliency"}
+    assert set(losses) == {"loss", "loss_3d", "loss_2d", "visible_tokens", "visible_saliency"}
     assert all(value.shape == () and value.isfinite() for value in losses.values())
     torch.testing.assert_close(losses["loss"], losses["loss_3d"] + losses["loss_2d"])
 
 
 def test_point_m2ae_returns_its_losses(points):
     losses = point_m2ae()(points)
-    assert set(losses) == {"loss", "loss_3d"}
+    assert set(losses) == {"loss", "loss_3d", "visible_tokens"}
     assert losses["loss"].isfinite()
     assert losses["loss"] == losses["loss_3d"]
 
 
 @BOTH
-def test_only_the_loss_carries_a_graph(build, points):
+def test_losses_carry_a_graph_and_what_is_only_logged_does_not(build, points):
     losses = build()(points)
-    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+    assert {name: value.requires_grad for name, value in losses.items()} == {n: n.startswith("loss") for n in losses}
 
 
 UNUSED = {"h_encoder.encoder_norms.0.weight", "h_encoder.encoder_norms.0.bias"}  # the decoder starts at level 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.tokenizer import PointwiseConv, RowBatchNorm, TokenEmbed, group_levels, take
+from models.tokenizer import ColumnConv, PointwiseConv, TokenEmbed, group_levels, take
 
 NUM_GROUPS, GROUP_SIZES = (16, 8, 4), (5, 4, 3)
 
@@ -72,15 +72,10 @@ def test_token_embed_equals_the_literal_formulation(mode, in_dim, hidden_dims, w
         torch.testing.assert_close(ours.get_buffer(name), buffer, **close)
 
 
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_row_batch_norm_equals_batch_norm(mode):
-    ours, official = RowBatchNorm(5).double(), nn.BatchNorm1d(5).double()
-    for module in (ours, official):
-        randomized(module).train(mode == "train")
-    rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for _ in range(2):
-        torch.testing.assert_close(ours(rows), official(rows), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours.state_dict(), official.state_dict(), rtol=1e-12, atol=1e-12)
+def test_column_conv_is_a_convolution():
+    conv = ColumnConv(4, 6)
+    columns = torch.randn(1, 4, 10, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(conv(columns), nn.functional.conv1d(columns, conv.weight, conv.bias))
 
 
 def test_pointwise_conv_is_a_convolution_over_the_last_dimension():
