@@ -1,12 +1,15 @@
 """ShapeNet-55: 8192 points per shape, one .npy file each, named by two lists. The pre-training set."""
 
+import logging
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from datasets.draws import DrawnDataset
+from datasets.packed import PackedClouds, index_file
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
     check_choice,
@@ -18,9 +21,14 @@ from datasets.untrusted import (
     safe_join,
 )
 
+logger = logging.getLogger(__name__)
 
-class ShapeNet(Dataset):
+
+class ShapeNet(DrawnDataset):
     """Clouds of `npoints` of each shape's points, drawn anew every epoch, centred and scaled to the unit sphere.
+
+    Where `python -m datasets.pack` has packed the files, the pack is read instead of them, with the same result; the
+    files are then not needed any more.
 
     Args:
         data_path: folder of train.txt and test.txt, each with lines `<taxonomy>-<model>.npy`.
@@ -32,44 +40,54 @@ class ShapeNet(Dataset):
 
     Raises:
         FileNotFoundError: if a folder, the list, or a listed file is missing.
-        ValueError: if an argument, the list, or (when read) a file is not as described.
+        ValueError: if an argument, the list, the pack, or (when read) a cloud is not as described.
     """
 
     def __init__(self, data_path: str, pc_path: str, n_points: int, subset: str, npoints: int, seed: int = 0) -> None:
+        super().__init__(seed)
         self.n_points = check_count(n_points, "N_POINTS")
         self.npoints = check_count(npoints, "npoints", at_most=self.n_points)
-        if type(seed) is not int or seed < 0:
-            raise ValueError(f"seed is {seed!r}; give an integer of at least 0")
-        self.seed = seed
         check_choice(subset, ("train", "test"), "subset")
         listing = require_folder(data_path, "DATA_PATH") / f"{subset}.txt"
-        folder = require_folder(pc_path, "PC_PATH")
+        names = read_list(listing)
 
-        names = read_lines(listing, "DATA_PATH")
-        matches = [re.fullmatch(r"(\d+)-.+\.npy", name) for name in names]
-        if None in matches:
-            bad = names[matches.index(None)]
-            raise ValueError(f"{listing}: {bad!r} is not of the form <taxonomy>-<model>.npy")
-        self.files = [safe_join(folder, name) for name in names]
-        require_listed(self.files, listing, "PC_PATH")
+        self.packed: PackedClouds | None = None
+        if index_file(pc_path).is_file():
+            self.packed = PackedClouds(data_path, pc_path, n_points, subset, names)
+            logger.info("reading the packed clouds %s", self.packed.path)
+        else:
+            folder = require_folder(pc_path, "PC_PATH")
+            self.files = [safe_join(folder, name) for name in names]
+            require_listed(self.files, listing, "PC_PATH")
 
-        taxonomies = [match[1] for match in matches if match]
+        taxonomies = [name.partition("-")[0] for name in names]
         self.class_names = sorted(set(taxonomies))
         self.labels = np.searchsorted(self.class_names, taxonomies).astype(np.int64)
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw other points from now on, in this process and in running workers."""
-        self.epoch.fill_(epoch)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        points = torch.from_numpy(read_npy(self.files[index], (self.n_points, 3), "PC_PATH"))
-        chosen = torch.randperm(self.n_points, generator=self._generator(index))[: self.npoints]
+        points = torch.from_numpy(self.cloud(index))
+        chosen = torch.randperm(self.n_points, generator=self.generator(index % len(self)))[: self.npoints]
         return normalize_unit_sphere(points[chosen]), int(self.labels[index])
 
-    def _generator(self, index: int) -> torch.Generator:
-        mixed = np.random.SeedSequence((self.seed, int(self.epoch), index % len(self))).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(mixed[0]))
+    def cloud(self, index: int) -> np.ndarray:
+        """Read all points of a shape, as they are: (n_points, 3) float32."""
+        if self.packed is not None:
+            return self.packed[index]
+        return read_npy(self.files[index], (self.n_points, 3), "PC_PATH")
+
+
+def read_list(listing: Path) -> list[str]:
+    """Read the names in train.txt or test.txt.
+
+    Raises:
+        FileNotFoundError: if the list is missing.
+        ValueError: if it is empty, no text, or a line is not `<taxonomy>-<model>.npy`.
+    """
+    names = read_lines(listing, "DATA_PATH")
+    for name in names:
+        if re.fullmatch(r"\d+-.+\.npy", name) is None:
+            raise ValueError(f"{listing}: {name!r} is not of the form <taxonomy>-<model>.npy")
+    return names

@@ -80,13 +80,19 @@ def random_subset(points: Tensor, num_points: int, generator: torch.Generator | 
     batch, available, channels = points.shape
     if not 1 <= num_points <= available:
         raise ValueError(f"cannot take {num_points} different points of clouds with {available} points")
-    order = _rand((batch, available), points, generator).argsort(dim=1)[:, :num_points]  # (B, num_points)
+    order = _rand((batch, available), points, generator).topk(num_points, dim=1, largest=False).indices
     return points.gather(1, order.unsqueeze(-1).expand(-1, -1, channels))
+
+
+def scale_and_translate_small(points: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`scale_and_translate` within the ranges of part segmentation: factors U(0.8, 1.25), offsets within ±0.1."""
+    return scale_and_translate(points, generator, scale=(0.8, 1.25), shift=0.1)
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "scale_and_translate": scale_and_translate,
     "scale_and_rotate": scale_and_rotate,
+    "scale_and_translate_small": scale_and_translate_small,
 }
 
 

@@ -1,0 +1,31 @@
+"""Points drawn anew every epoch, the same ones whichever process draws them."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+
+class DrawnDataset(Dataset):
+    """A data set whose items are drawn by (seed, epoch, index) alone, whichever worker draws them.
+
+    Args:
+        seed: at least 0.
+
+    Raises:
+        ValueError: if the seed is not such an integer.
+    """
+
+    def __init__(self, seed: int) -> None:
+        if type(seed) is not int or seed < 0:
+            raise ValueError(f"seed is {seed!r}; give an integer of at least 0")
+        self.seed = seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other points from now on, in this process and in running workers."""
+        self.epoch.fill_(epoch)
+
+    def generator(self, index: int) -> torch.Generator:
+        """Return the generator of item `index` (not negative) in this epoch."""
+        mixed = np.random.SeedSequence((self.seed, int(self.epoch), index)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(mixed[0]))
