@@ -1,0 +1,117 @@
+"""Few-shot tasks drawn from ModelNet40: a few labelled clouds of a few classes to learn from, others to test on."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.transforms import normalize_unit_sphere
+from datasets.untrusted import (
+    WAY_OUT,
+    check_choice,
+    check_count,
+    check_labels,
+    check_points,
+    load_pickle,
+    require_folder,
+)
+
+WAYS, SHOTS, FOLDS = (5, 10), (10, 20), 10  # the published settings: each way with each shot, ten folds of each
+
+
+class ModelNetFewShot(Dataset):
+    """Whole clouds of one few-shot task, scaled to the unit sphere.
+
+    Args:
+        data_path: folder ModelNetFewshot, with <way>way_<shot>shot/<fold>.pkl.
+        n_points: points per cloud in the file.
+        num_category: classes of the collection that tasks are drawn from, at least `way`.
+        subset: train or test.
+        use_normals: items are (n, 6) with normals, instead of (n, 3).
+        way: classes of the task; labels are 0 … way − 1.
+        shot: training clouds of each class.
+        fold: which of the draws of this setting, from 0.
+
+    Raises:
+        FileNotFoundError: if the folder or the file of the fold is missing.
+        ValueError: if an argument or the file is not as described.
+    """
+
+    def __init__(
+        self,
+        data_path: str,
+        n_points: int,
+        num_category: int,
+        subset: str,
+        use_normals: bool = False,
+        way: int = 5,
+        shot: int = 10,
+        fold: int = 0,
+    ) -> None:
+        check_count(n_points, "N_POINTS")
+        check_choice(use_normals, (True, False), "USE_NORMALS")
+        check_choice(subset, ("train", "test"), "subset")
+        check_count(way, "way", at_most=check_count(num_category, "NUM_CATEGORY"))
+        check_count(shot, "shot")
+        if type(fold) is not int or fold < 0:
+            raise ValueError(f"fold is {fold!r}; give an integer of at least 0")
+        path = require_fold(data_path, way, shot, fold)
+
+        items = _read_subset(path, subset)
+        channels = 6 if use_normals else 3
+        self.clouds = [
+            check_points(points, f"{path}, {subset} cloud {i}", (n_points, 6))[:, :channels].copy()
+            for i, (points, _, _) in enumerate(items)
+        ]
+        self.labels = _read_labels(items, path, way)
+        counts = np.bincount(self.labels, minlength=way)
+        fits = counts == shot if subset == "train" else counts > 0
+        if not fits.all():
+            expected = f"{shot} of each" if subset == "train" else "some of each"
+            raise ValueError(f"{path}: the {way} labels have {counts.tolist()} {subset} clouds; expected {expected}")
+        self.class_names = [str(items[int((self.labels == label).argmax())][2]) for label in range(way)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        points = torch.from_numpy(self.clouds[index])
+        return torch.cat([normalize_unit_sphere(points[:, :3]), points[:, 3:]], dim=1), int(self.labels[index])
+
+
+def fold_name(way: int, shot: int, fold: int) -> str:
+    """Return the path of a fold's file within the folder ModelNetFewshot."""
+    return f"{way}way_{shot}shot/{fold}.pkl"
+
+
+def require_fold(data_path: str | os.PathLike[str], way: int, shot: int, fold: int) -> Path:
+    """Return the path of a fold's file; FileNotFoundError, with the ways to get it, if it is missing."""
+    path = require_folder(data_path, "DATA_PATH") / fold_name(way, shot, fold)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"file {path} does not exist (config key DATA_PATH); draw the missing folds from ModelNet40 with "
+            f"`python -m datasets.few_shot_splits`, or {WAY_OUT}"
+        )
+    return path
+
+
+def _read_subset(path: Path, subset: str) -> list[tuple]:
+    """Return the (points, label, class) items of one subset."""
+    content = load_pickle(path)
+    items = content.get(subset) if isinstance(content, dict) else None
+    if not isinstance(items, (list, tuple)) or not items:
+        raise ValueError(f"{path}: expected a pickled {{'train': [...], 'test': [...]}} with clouds in '{subset}'")
+    for i, item in enumerate(items):
+        if not isinstance(item, (list, tuple)) or len(item) != 3:
+            raise ValueError(f"{path}: {subset} item {i} (counted from 0) is not (points, label, class)")
+    return list(items)
+
+
+def _read_labels(items: list[tuple], path: Path, way: int) -> np.ndarray:
+    sizes = {np.size(label) for _, label, _ in items}
+    if sizes != {1}:
+        raise ValueError(f"{path}: labels of {sorted(sizes)} numbers; expected one per cloud")
+    return check_labels(np.stack([np.reshape(label, ()) for _, label, _ in items]), path, way)

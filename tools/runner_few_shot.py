@@ -1,0 +1,191 @@
+"""`--finetune_model` and `--scratch_model` on few-shot tasks: a training run per fold, and the mean over the folds."""
+
+import itertools
+import json
+import logging
+import re
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from easydict import EasyDict
+
+from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, require_fold
+from tools import runner_finetune, runner_test
+from tools.report import Run, format_table, markdown_table, open_run
+from utils.config import load_config
+from utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+MODE = "few-shot classification"
+REQUIRED = runner_finetune.REQUIRED
+NOTE = (
+    "Percent; mean ± standard deviation over the folds (numpy.std, divided by their number). Published figures are "
+    "those of the best epochs, chosen on the test clouds."
+)
+
+
+class Task(NamedTuple):
+    """One fold of one setting."""
+
+    way: int
+    shot: int
+    fold: int
+
+    @property
+    def part(self) -> str:
+        """Its folder within the run's folder."""
+        return f"{self.way}way_{self.shot}shot/fold{self.fold}"
+
+
+def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
+    """Train a classifier on each fold asked for; sum up all finished folds of the run's folder.
+
+    With `--resume`, folds that are finished are not run again and one that was interrupted continues. Folds run by
+    other commands under the same name count in the table too, so that several machines can share the work.
+
+    Args:
+        config: resolved config of cfgs/few-shot/.
+        args: command line; `way`, `shot` and `fold` choose, of what is not given the published ones are all run.
+
+    Returns:
+        The summary, see `summarise`; with `--test` what `runner_test.run` returns.
+
+    Raises:
+        ValueError: if the folder holds a run of a fold already, or one would have no weights to start from.
+        FileNotFoundError: if there is nothing to resume, or a file of a fold is missing.
+    """
+    tasks = choose_tasks(config, args)
+    if args.test:
+        if len(tasks) > 1:
+            raise ValueError("a checkpoint belongs to one fold: say which with --way, --shot and --fold")
+        return runner_test.run(of_task(config, tasks[0]), args)
+    if args.dry_run:  # one fold stands for all
+        return runner_finetune.run(of_task(config, tasks[0]), args, part=tasks[0].part)
+    mode = runner_finetune.training_mode(args)
+    with open_run(config, args, f"few-shot {mode}", training=False) as run:
+        begun = [task for task in tasks if (run.folder / task.part / run.last_checkpoint.name).exists()]
+        left = [task for task in tasks if not is_finished(run.folder / task.part, mode, of_task(config, task))]
+        check_start(run, config, args, begun, left)
+        results: dict[str, Any] = {}
+        if len(left) < len(tasks):
+            logger.info("%d of %d folds are finished already", len(tasks) - len(left), len(tasks))
+            results = report(run, mode, config["max_epoch"])
+        for task in left:
+            task_args = Namespace(**{**vars(args), "resume": task in begun})
+            runner_finetune.run(of_task(config, task), task_args, part=task.part)
+            setup_logger(run.log)  # instead of the fold's
+            results = report(run, mode, config["max_epoch"])
+        return results
+
+
+def choose_tasks(config: dict[str, Any], args: Namespace) -> list[Task]:
+    """Return the folds to run: what the command line, or else the config, says; all published ones of the rest."""
+    others = config["dataset"]["train"].get("others") or {}
+    choices = []
+    for key, published in (("way", WAYS), ("shot", SHOTS), ("fold", range(FOLDS))):
+        given = others.get(key) if getattr(args, key) is None else getattr(args, key)
+        choices.append(published if given is None else (given,))
+    return [Task(*choice) for choice in itertools.product(*choices)]
+
+
+def of_task(config: dict[str, Any], task: Task) -> EasyDict:
+    """Return the config with the task written into its training and test data."""
+    entries = {
+        name: {**entry, "others": {**(entry.get("others") or {}), **task._asdict()}}
+        for name, entry in config["dataset"].items()
+        if name in ("train", "test")
+    }
+    return EasyDict({**config, "dataset": {**config["dataset"], **entries}})
+
+
+def check_start(run: Run, config: dict[str, Any], args: Namespace, begun: list[Task], left: list[Task]) -> None:
+    """Refuse, before the first fold is trained, what would stop or spoil a later one."""
+    if begun and not args.resume:
+        raise ValueError(
+            f"{run.folder / begun[0].part} already holds a run; add --resume to continue, or choose another --exp_name"
+        )
+    if args.resume and not begun:
+        raise FileNotFoundError(f"nothing to resume: {run.folder} holds none of these folds; start without --resume")
+    fresh = [task for task in left if task not in begun]
+    if fresh and args.finetune_model and not (args.ckpts or args.start_ckpts):
+        raise ValueError(f"{len(fresh)} folds have not begun and need the weights to fine-tune: add --ckpts FILE")
+    for task in left:
+        require_fold(config["dataset"]["train"]["DATA_PATH"], *task)
+
+
+def is_finished(folder: Path, mode: str, config: dict[str, Any]) -> bool:
+    """Return whether a fold has been trained to the end; warn if that was under another config."""
+    if finished_results(folder, mode, config["max_epoch"]) is None:
+        return False
+    if load_config(folder / "config.yaml") != config:
+        logger.warning("%s was run with another config and stays as it is", folder)
+    return True
+
+
+def finished_results(folder: Path, mode: str, max_epoch: int) -> dict[str, Any] | None:
+    """Return the results in a fold's folder, None if it is not trained to the end."""
+    path = folder / "results.json"
+    results = json.loads(path.read_text()).get(mode) if path.exists() else None
+    return results if results and results["final_epoch"] >= max_epoch else None
+
+
+def finished_folds(folder: Path, mode: str, max_epoch: int) -> dict[Task, dict[str, Any]]:
+    """Return the results of every finished fold in a run's folder, in order."""
+    found = {}
+    for path in folder.glob("*/*/results.json"):
+        match = re.fullmatch(r"(\d+)way_(\d+)shot/fold(\d+)", path.parent.relative_to(folder).as_posix())
+        if match and (results := finished_results(path.parent, mode, max_epoch)):
+            found[Task(*map(int, match.groups()))] = results
+    return dict(sorted(found.items(), key=lambda item: item[0]))
+
+
+def summarise(folder: Path, mode: str, max_epoch: int) -> dict[str, Any]:
+    """Sum up the finished folds of a run's folder.
+
+    Args:
+        folder: the run's folder.
+        mode: name under which the folds' results.json hold their results.
+        max_epoch: last epoch of a finished fold.
+
+    Returns:
+        The protocol, what chose the best epochs, and `settings`: for each "<way>-way <shot>-shot" the folds and, of
+        the best and of the final epoch, the accuracy of each fold, their mean and their standard deviation.
+    """
+    finished = finished_folds(folder, mode, max_epoch)
+    settings: dict[str, Any] = {}
+    for (way, shot), group in itertools.groupby(finished, key=lambda task: task[:2]):
+        tasks = list(group)
+        setting: dict[str, Any] = {"folds": [task.fold for task in tasks]}
+        for which in ("best", "final"):
+            accuracies = [finished[task][f"{which}_accuracy"] for task in tasks]
+            mean, std = float(np.mean(accuracies)), float(np.std(accuracies))
+            setting[which] = {"accuracies": accuracies, "mean": mean, "std": std}
+        settings[f"{way}-way {shot}-shot"] = setting
+    return {
+        "protocol": ", ".join(sorted({results["protocol"] for results in finished.values()})),
+        "best_chosen_on": ", ".join(sorted({results["best_chosen_on"] for results in finished.values()})),
+        "settings": settings,
+    }
+
+
+def table_of(summary: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
+    """Return rows and headers: a column per setting, mean ± std of the best and of the final epochs below it."""
+    names = {"best": f"best epoch of each fold (chosen on {summary['best_chosen_on']})", "final": "final epoch"}
+    settings = summary["settings"].values()
+    rows = [
+        [name, *(f"{setting[which]['mean']:.1f} ± {setting[which]['std']:.1f}" for setting in settings)]
+        for which, name in names.items()
+    ]
+    rows.append(["folds", *(str(len(setting["folds"])) for setting in settings)])
+    return rows, [summary["protocol"], *summary["settings"]]
+
+
+def report(run: Run, mode: str, max_epoch: int) -> dict[str, Any]:
+    """Log the table of all finished folds, write it into results.json and results.md, return the summary."""
+    summary = summarise(run.folder, mode, max_epoch)
+    rows, headers = table_of(summary)
+    logger.info("%s\n%s\n%s", run.mode, format_table(rows, headers), NOTE)
+    return run.finish(summary, f"{markdown_table(rows, headers)}\n\n{NOTE}")
