@@ -1,0 +1,346 @@
+"""`python -m tools.reproduce`: every published figure has a command, and what runs lands beside it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import (
+    profiler,
+    reproduce,
+    runner_finetune,
+    runner_part_segmentation,
+    runner_pretrain,
+    runner_test,
+    runner_test_svm,
+)
+from tools.paper_results import DATA_SETS, PUBLISHED, ROWS, Row
+from tools.reproduce import Setup, main, plan
+from utils.config import load_config
+from utils.parser import parse_args
+
+ROOT = Path(__file__).parent.parent
+ROW = {row.key: row for row in ROWS}
+CASES = [(row, way) for row in ROWS for way in row.ways]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder with the shipped configs."""
+    (tmp_path / "cfgs").symlink_to(ROOT / "cfgs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(path: Path, text: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def publish(row: Row, data: Path = Path("data")) -> None:
+    """Put the data sets of a row in place."""
+    for folder, files, _ in (DATA_SETS[name] for name in row.data):
+        for file in files:
+            touch(data / folder / file.split("|")[0].replace("*", "0"))
+
+
+def leave(row: Row, mode: str, results: object, checkpoint: str = "ckpt-best.pth") -> Path:
+    """Write what a run of main.py leaves; returns its folder."""
+    folder = reproduce.run_folder(row)
+    touch(folder / "results.json", json.dumps({mode: results}))
+    touch(folder / checkpoint)
+    return folder
+
+
+def status(key: str, **setup) -> str:
+    return next(outcome.status for outcome in plan(ROWS, Setup(**setup)) if outcome.row.key == key)
+
+
+def leaves(tree: object, path: str) -> list[str]:
+    if isinstance(tree, dict):
+        return [leaf for key, value in tree.items() for leaf in leaves(value, f"{path}.{key}")]
+    return [] if isinstance(tree, str) else [path]
+
+
+# the rows
+
+
+def test_every_published_figure_of_the_two_methods_has_a_row():
+    figures = [leaf for method in ("I2P-MAE", "Point-M2AE") for leaf in leaves(PUBLISHED[method], method)]
+    assert sorted(row.key for row in ROWS) == sorted(figures)
+
+
+def test_every_method_names_its_source():
+    methods = [entry for entry in PUBLISHED.values() if "params_M" in entry]
+    assert len(methods) == 5
+    assert all(entry["source"] for entry in methods)
+
+
+@pytest.mark.parametrize(("row", "way"), CASES, ids=lambda case: getattr(case, "key", ""))
+def test_every_command_parses_and_its_config_loads(row, way, here):
+    weights = Path("ckpts", way.weights)
+    if way.weights:
+        touch(weights)
+    args = parse_args(reproduce.command_of(way, Path(row.config), weights))
+    config = load_config(args.config)
+    assert (config.model.NAME.startswith("Point_M2AE")) == (row.method == "Point-M2AE" or "part_seg" in row.key)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
+def test_data_are_looked_for_where_the_config_reads_them(row, here):
+    config = load_config(row.config)
+    read = {
+        value
+        for entry in (config.dataset.values() if row.data else [])
+        for value in entry.values()
+        if isinstance(value, str) and value.startswith("data/")
+    }
+    folders = {str(Path("data", DATA_SETS[name].folder)) for name in row.data}
+    assert {folder for folder in folders if any(path.startswith(folder) for path in read)} == folders
+    assert all(any(path.startswith(folder) for folder in folders) for path in read)
+
+
+def test_figures_are_read_under_the_modes_that_the_runners_write():
+    parts, tuning = runner_part_segmentation.MODE, runner_finetune.MODE
+    written = {runner_pretrain.MODE, runner_test_svm.MODE, runner_test.MODE, profiler.MODE}
+    written |= {tuning, f"few-shot {tuning}", parts, f"{parts}, {tuning}"}
+    assert {way.mode for _, way in CASES} == written
+
+
+def test_figures_by_others_stand_beside_the_published_ones():
+    assert ROW["Point-M2AE.finetune.scan_pb"].remeasured == 86.54
+    assert ROW["Point-M2AE.part_seg.class_mIoU"].remeasured == 84.6
+    assert ROW["Point-M2AE.svm.modelnet40"].remeasured is None
+    assert ROW["I2P-MAE.finetune.scan_pb"].remeasured is None
+
+
+# what is there and what is missing
+
+
+def test_what_is_missing_is_named_with_its_way_out(here, capsys):
+    assert main(["--plan", "--only", "I2P-MAE.finetune.scan_pb"]) == 0
+    text = capsys.readouterr().out
+    data = "data/ScanObjectNN/main_split/training_objectdataset_augmentedrot_scale75.h5 and 1 more"
+    assert f"missing: {data}, ckpts/scan_pb.pth; or else ckpts/pre-train.pth, --train" in text
+    assert f"{data}: from hkust-vgd.github.io/scanobjectnn" in text
+    assert "ckpts/scan_pb.pth: link in the README of ZrrSkywalker/I2P-MAE" in text
+    assert [path.name for path in here.iterdir()] == ["cfgs"]
+
+
+def test_with_data_and_weights_a_row_is_ready(here):
+    row = ROW["I2P-MAE.finetune.scan_pb"]
+    publish(row)
+    assert status(row.key) == "missing: ckpts/scan_pb.pth; or else ckpts/pre-train.pth, --train"
+    touch(here / "ckpts/scan_pb.pth")
+    assert status(row.key) == "ready"
+
+
+@pytest.mark.parametrize("ending", ["_8192pts_fps.dat", ".txt"])
+def test_either_form_of_a_data_set_will_do(here, ending):
+    folder = here / "data/ModelNet/modelnet40_normal_resampled"
+    touch(folder / "modelnet40_shape_names.txt")
+    touch(folder / f"modelnet40_train{ending}")
+    assert reproduce.missing_data(ROW["I2P-MAE.finetune.modelnet40"], Path("data"))
+    touch(folder / f"modelnet40_test{ending}")
+    assert reproduce.missing_data(ROW["I2P-MAE.finetune.modelnet40"], Path("data")) == []
+
+
+def test_generated_shapes_are_not_the_published_data(here):
+    row = ROW["I2P-MAE.svm.scan_obj-bg"]
+    publish(row)
+    touch(here / "ckpts/pre-train.pth")
+    assert status(row.key) == "ready"
+    touch(here / "data/ScanObjectNN/SYNTHETIC.json")
+    assert status(row.key) == "missing: data/ScanObjectNN as published (these are generated shapes)"
+
+
+def test_weights_of_a_run_count_once_it_has_come_to_its_end(here):
+    row = ROW["I2P-MAE.finetune.scan_pb"]
+    publish(row)
+    folder = leave(row, "test", {"accuracy": 1.0})
+    assert "missing" in status(row.key)
+    leave(row, "fine-tuning", {"best_accuracy": 90.0})
+    (outcome,) = plan([row], Setup())
+    assert outcome.status == "ready"
+    assert outcome.command.endswith(f"--test --exp_name reproduce --ckpts {folder}/ckpt-best.pth")
+
+
+def test_a_plan_to_train_counts_on_what_its_earlier_rows_make(here):
+    for row in ROWS:
+        publish(row)
+    outcomes = {outcome.row.key: outcome for outcome in plan(ROWS, Setup(train=True))}
+    assert {outcome.status for outcome in outcomes.values()} == {"ready"}
+    own = "experiments/fine-tuning/modelnet40/reproduce/ckpt-best.pth"
+    assert outcomes["I2P-MAE.finetune.modelnet40_vote"].command.endswith(f"--vote --exp_name reproduce --ckpts {own}")
+    assert "--finetune_model" in outcomes["Point-M2AE.part_seg.class_mIoU"].command
+    assert "--test" in outcomes["Point-M2AE.part_seg.instance_mIoU"].command
+
+
+def test_released_weights_make_pre_training_needless(here):
+    touch(here / "ckpts/pre-train.pth")
+    assert status("I2P-MAE.pretrain_hours_1gpu") == "not needed: ckpts/pre-train.pth is there"
+
+
+@pytest.mark.parametrize(
+    ("key", "checkpoint", "begun"),
+    [
+        ("I2P-MAE.finetune.scan_pb", "ckpt-last.pth", True),
+        ("I2P-MAE.fewshot.5w10s", "5way_10shot/fold0/ckpt-last.pth", True),
+        ("I2P-MAE.fewshot.5w10s", "5way_20shot/fold0/ckpt-last.pth", False),
+        ("I2P-MAE.svm.modelnet40", "ckpt-last.pth", False),
+    ],
+)
+def test_training_that_has_begun_is_continued(here, key, checkpoint, begun):
+    row = ROW[key]
+    publish(row)
+    touch(here / "ckpts/pre-train.pth")
+    touch(reproduce.run_folder(row) / checkpoint)
+    (outcome,) = plan([row], Setup(train=True))
+    assert outcome.status == "ready"
+    assert outcome.command.endswith("--resume") == begun
+
+
+def test_a_row_that_does_not_exist_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["--plan", "--only", "I2P-MAE.swm"])
+    assert "I2P-MAE.svm.modelnet40" in capsys.readouterr().err
+
+
+# running
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Stand in for main.py: write results of every mode instead of measuring any; collect the command lines."""
+    commands: list[list[str]] = []
+    results = {
+        "test": {"accuracy": 93.0, "vote": {"best_accuracy": 94.0}},
+        "linear SVM": {"accuracy": 93.5},
+        "part segmentation": {"class_mIoU": 85.0, "instance_mIoU": 87.0},
+        "few-shot fine-tuning": {"settings": {"5-way 10-shot": {"best": {"mean": 96.5, "std": 2.0}}}},
+        "pre-training": {"seconds": 7200.0},
+    }
+
+    def launch(command: list[str]) -> int:
+        commands.append(command)
+        config = Path(command[1])
+        touch(Path("experiments", config.parent.name, config.stem, "reproduce", "results.json"), json.dumps(results))
+        return 0
+
+    monkeypatch.setattr(reproduce, "launch", launch)
+    return commands
+
+
+def written() -> dict[str, dict]:
+    (path,) = Path("experiments/reproduce").glob("*.json")
+    return {entry["key"]: entry for entry in json.loads(path.read_text())}
+
+
+def test_what_runs_lands_beside_the_published_figure(here, launched, capsys):
+    keys = ["I2P-MAE.svm.modelnet40", "I2P-MAE.finetune.modelnet40", "I2P-MAE.fewshot.5w10s", "I2P-MAE.pretrain"]
+    for key in [*keys[:3], "I2P-MAE.pretrain_hours_1gpu"]:
+        publish(ROW[key])
+    touch(here / "ckpts/modelnet40.pth")
+    touch(here / "ckpts/pre-train.pth")
+    assert main(["--train", "--only", *keys]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    table = {line.split("  ")[0]: line.split() for line in lines if line.startswith("I2P-MAE: ")}
+    assert table["I2P-MAE: linear SVM, modelnet40"][4:7] == ["93.35", "93.5", "+0.15"]
+    assert table["I2P-MAE: fine-tuning, modelnet40"][3:6] == ["93.67", "93", "-0.67"]
+    assert table["I2P-MAE: fine-tuning, modelnet40, best of 49 votes"][7:10] == ["94.06", "94", "-0.06"]
+    assert table["I2P-MAE: few-shot, 5-way 10-shot"][4:11] == ["97.0", "±", "1.8", "96.5", "±", "2.0", "-0.50"]
+    entries = written()
+    assert entries["I2P-MAE.fewshot.5w10s"]["ours"] == [96.5, 2.0]
+    assert entries["I2P-MAE.pretrain_hours_1gpu"]["status"] == "not needed: ckpts/pre-train.pth is there"
+    (document,) = Path("experiments/reproduce").glob("*.md")
+    cells = "linear SVM, modelnet40 | 93.35 |  | 93.5 | +0.15 | measured with ckpts/pre-train.pth |"
+    assert f"| I2P-MAE: {cells}" in document.read_text()
+
+
+def test_one_run_serves_all_its_figures(here, launched):
+    publish(ROW["I2P-MAE.part_seg_unverified.class_mIoU"])
+    touch(here / "ckpts/part-segmentation.pth")
+    assert main(["--only", "I2P-MAE.part_seg"]) == 0
+    assert len(launched) == 1
+    assert [entry["ours"] for entry in written().values()] == [85.0, 87.0]
+
+
+def test_a_run_that_fails_leaves_the_others_running(here, launched, monkeypatch):
+    succeed = reproduce.launch
+    monkeypatch.setattr(reproduce, "launch", lambda command: 1 if "modelnet40" in command[1] else succeed(command))
+    for key in ("I2P-MAE.svm.modelnet40", "I2P-MAE.svm.scan_obj-bg"):
+        publish(ROW[key])
+    touch(here / "ckpts/pre-train.pth")
+    assert main(["--only", "I2P-MAE.svm"]) == 1
+    entries = written()
+    assert entries["I2P-MAE.svm.modelnet40"]["status"] == "failed: exit code 1"
+    assert entries["I2P-MAE.svm.modelnet40"]["ours"] is None
+    assert entries["I2P-MAE.svm.scan_obj-bg"]["ours"] == 93.5
+
+
+def test_nothing_trains_unless_asked_to(here, launched):
+    for row in ROWS:
+        publish(row)
+    touch(here / "ckpts/pre-train.pth")
+    assert main(["--only", "I2P-MAE.finetune", "I2P-MAE.fewshot"]) == 0
+    assert launched == []
+    assert all("--train" in entry["status"] for key, entry in written().items() if "vote" not in key)
+
+
+def test_hours_are_those_of_our_own_pre_training(here, launched):
+    row = ROW["Point-M2AE.pretrain_hours_1gpu"]
+    publish(row)
+    assert main(["--train", "--only", row.key]) == 0
+    assert written()[row.key]["ours"] == 2.0
+
+
+def test_data_elsewhere_are_read_there(here, launched):
+    row = ROW["I2P-MAE.svm.scan_obj-bg"]
+    publish(row, here / "disk")
+    touch(here / "ckpts/pre-train.pth")
+    assert main(["--data", str(here / "disk"), "--only", row.key]) == 0
+    config = load_config(launched[0][1])
+    assert Path(config.dataset.svm_test.ROOT) == here / "disk/ScanObjectNN"
+    assert config.model == load_config(row.config).model
+    assert written()[row.key]["ours"] == 93.5
+
+
+def test_parameters_are_counted_on_the_spot(here, launched):
+    assert main(["--only", "I2P-MAE.params_M"]) == 0
+    assert launched == []
+    assert written()["I2P-MAE.params_M"]["ours"] == pytest.approx(12.921935)
+
+
+# the document
+
+
+@pytest.fixture(scope="module")
+def costs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return reproduce.cost_table()
+
+
+def test_the_document_ends_with_what_the_module_generates(costs, monkeypatch):
+    monkeypatch.setattr(reproduce, "cost_table", lambda: costs)
+    text, _, generated = (ROOT / "docs/RESULTS.md").read_text().partition("--docs -->\n\n")
+    assert generated == reproduce.markdown(), "python -m tools.reproduce --docs makes what stands below its comment"
+    assert "No accuracy measured with this code" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "macs"),
+    [
+        ("fine-tuning/scan_pb", 12_921_935, 7.81),
+        ("fine-tuning/modelnet40", 12_830_056, 11.0),
+        ("fine-tuning/point-m2ae_modelnet40", 12_830_056, 4.61),
+        ("pre-training/point-m2ae", 15_255_856, None),
+        ("pre-training/i2p-mae", 17_622_808, None),
+    ],
+)
+def test_the_shipped_models_cost_what_the_document_says(costs, config, parameters, macs):
+    (row,) = (row for row in costs[0] if row[0] == f"`cfgs/{config}.yaml`")
+    assert int(row[1].replace(",", "")) == parameters
+    if macs:
+        assert float(row[2]) == pytest.approx(macs, rel=0.01)
+    assert f"{parameters:,}" in (ROOT / "docs/RESULTS.md").read_text().partition("<!--")[0]

@@ -1,0 +1,233 @@
+"""The published figures of I2P-MAE and Point-M2AE, what each needs, and the commands that give it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tools import profiler
+
+PUBLISHED = json.loads(Path(__file__).with_name("paper_results.json").read_text())
+REMEASURED = PUBLISHED["released_weights_remeasured_by_torch-pointcloud_0.0.18_single_pass"]
+
+
+class DataSet(NamedTuple):
+    """Files of a data set, as glob patterns under its folder, "|" between alternatives; and who publishes them."""
+
+    folder: str
+    files: tuple[str, ...]
+    publisher: str
+
+
+def _scan(folder: str, ending: str = "") -> DataSet:
+    files = tuple(f"{folder}/{split}_objectdataset{ending}.h5" for split in ("training", "test"))
+    return DataSet("ScanObjectNN", files, "hkust-vgd.github.io/scanobjectnn")
+
+
+FEW_SHOT = {f"{way}w{shot}s": (way, shot) for way in (5, 10) for shot in (10, 20)}
+DATA_SETS = {
+    "ShapeNet-55": DataSet(
+        "ShapeNet55-34",
+        ("ShapeNet-55/train.txt", "shapenet_pc/*.npy|shapenet_pc.packed/index.json"),
+        "the authors of PoinTr",
+    ),
+    "ModelNet40 (SVM)": DataSet(
+        "modelnet40_ply_hdf5_2048", ("ply_data_train*.h5", "ply_data_test*.h5"), "the authors of PointNet"
+    ),
+    "ModelNet40": DataSet(
+        "ModelNet/modelnet40_normal_resampled",
+        (
+            "modelnet40_shape_names.txt",
+            "modelnet40_train_8192pts_fps.dat|modelnet40_train.txt",
+            "modelnet40_test_8192pts_fps.dat|modelnet40_test.txt",
+        ),
+        "the authors of PointNet++ (.dat files: of Point-BERT)",
+    ),
+    "scan_obj-bg": _scan("main_split"),
+    "scan_obj": _scan("main_split_nobg"),
+    "scan_pb": _scan("main_split", "_augmentedrot_scale75"),
+    "ShapeNetPart": DataSet(
+        "shapenetcore_partanno_segmentation_benchmark_v0_normal",
+        (
+            "synsetoffset2category.txt",
+            *(f"train_test_split/shuffled_{split}_file_list.json" for split in ("train", "val", "test")),
+        ),
+        "the authors of PointNet++",
+    ),
+    **{
+        f"few-shot {key}": DataSet(
+            "ModelNetFewshot",
+            tuple(f"{way}way_{shot}shot/{fold}.pkl" for fold in range(10)),
+            "the authors of Point-BERT",
+        )
+        for key, (way, shot) in FEW_SHOT.items()
+    },
+}
+
+
+class Way(NamedTuple):
+    """One way to a figure.
+
+    Attributes:
+        flags: of main.py, beside the config, the weights and the run's name.
+        mode: which entry of the run's results.json has the figure; "profile" writes none.
+        field: where it stands in there.
+        weights: file among the checkpoints that `--ckpts` names; "" for none.
+        trains: whether it trains.
+        makes: file among the checkpoints that its ckpt-best can stand in for; "" for none.
+        unit: the figure is divided by this.
+        part: pattern of the folders within the run's that hold its checkpoints.
+    """
+
+    flags: tuple[str, ...]
+    mode: str
+    field: tuple[str, ...]
+    weights: str = ""
+    trains: bool = False
+    makes: str = ""
+    unit: float = 1.0
+    part: str = "."
+
+
+@dataclass(frozen=True)
+class Row:
+    """A published figure and the ways to it, the best one first.
+
+    Attributes:
+        key: its place in paper_results.json, with points between the names.
+        title: what it is, for the table.
+        config: of main.py.
+        data: names of `DATA_SETS`.
+        ways: to the figure.
+    """
+
+    key: str
+    title: str
+    config: str
+    data: tuple[str, ...]
+    ways: tuple[Way, ...]
+
+    @property
+    def method(self) -> str:
+        """Which paper's figure it is."""
+        return self.key.split(".")[0]
+
+    @property
+    def published(self) -> Any:
+        """The published figure; (mean, standard deviation) for few-shot."""
+        return look_up(PUBLISHED, self.key.split("."))
+
+    @property
+    def remeasured(self) -> Any:
+        """What others measured with the released weights, None if unknown."""
+        _, kind, *name = self.key.split(".")
+        return look_up(REMEASURED.get(self.method, {}), name if kind == "finetune" else [kind, *name])
+
+
+def look_up(tree: Any, path: Sequence[str]) -> Any:
+    """Follow names into nested mappings; None where there is nothing."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+class Method(NamedTuple):
+    """A paper.
+
+    Attributes:
+        key: in paper_results.json.
+        name: of its configs for pre-training and part segmentation.
+        prefix: of its other configs and of its checkpoints.
+        cost_config: the fine-tuning config whose multiply-adds are compared with the published figure.
+        part_key: part segmentation in paper_results.json.
+    """
+
+    key: str
+    name: str
+    prefix: str
+    cost_config: str
+    part_key: str
+
+    @property
+    def pretrained(self) -> str:
+        """Its pre-training checkpoint."""
+        return f"{self.prefix}pre-train.pth"
+
+    def row(self, key: str, title: str, config: str, data: Sequence[str], *ways: Way) -> Row:
+        """Make a row of this method."""
+        return Row(f"{self.key}.{key}", title, f"cfgs/{config}.yaml", tuple(data), ways)
+
+
+def costs(method: Method) -> Iterator[Row]:
+    """Parameters, multiply-adds, and hours of pre-training."""
+    parameters = Way(("--profile",), profiler.MODE, ("total", "parameters"), unit=1e6)
+    macs = Way(("--profile",), profiler.MODE, ("total", "macs"), unit=1e9)
+    hours = Way((), "pre-training", ("seconds",), trains=True, makes=method.pretrained, unit=3600.0)
+    yield method.row("params_M", "parameters, M", f"fine-tuning/{method.prefix}scan_pb", [], parameters)
+    yield method.row("gflops", "multiply-adds, G", f"fine-tuning/{method.cost_config}", [], macs)
+    data = ["ShapeNet-55", "ModelNet40 (SVM)"]
+    yield method.row("pretrain_hours_1gpu", "pre-training, hours", f"pre-training/{method.name}", data, hours)
+
+
+def linear_svms(method: Method) -> Iterator[Row]:
+    """Linear SVMs on frozen features."""
+    for key, flag, data in (("modelnet40", "modelnet40", "ModelNet40 (SVM)"), ("scan_obj-bg", "scan", "scan_obj-bg")):
+        test = Way(("--test_svm", flag), "linear SVM", ("accuracy",), method.pretrained)
+        yield method.row(f"svm.{key}", f"linear SVM, {key}", f"linear-svm/{method.prefix}{key}", [data], test)
+
+
+def classifiers(method: Method) -> Iterator[Row]:
+    """Fine-tuned classifiers."""
+    for key in ("modelnet40", "scan_obj-bg", "scan_obj", "scan_pb"):
+        weights, config = f"{method.prefix}{key}.pth", f"fine-tuning/{method.prefix}{key}"
+        data = ["ModelNet40" if key == "modelnet40" else key]
+        test = Way(("--test",), "test", ("accuracy",), weights)
+        tune = Way(
+            ("--finetune_model",), "fine-tuning", ("best_accuracy",), method.pretrained, trains=True, makes=weights
+        )
+        yield method.row(f"finetune.{key}", f"fine-tuning, {key}", config, data, test, tune)
+        if key == "modelnet40":
+            vote = Way(("--test", "--vote"), "test", ("vote", "best_accuracy"), weights)
+            yield method.row(f"finetune.{key}_vote", f"fine-tuning, {key}, best of 49 votes", config, data, vote)
+
+
+def few_shot(method: Method) -> Iterator[Row]:
+    """Few-shot classification, mean and standard deviation over ten folds."""
+    for key, (way, shot) in FEW_SHOT.items():
+        tune = Way(
+            ("--finetune_model", "--way", str(way), "--shot", str(shot)),
+            "few-shot fine-tuning",
+            ("settings", f"{way}-way {shot}-shot", "best"),
+            method.pretrained,
+            trains=True,
+            part=f"{way}way_{shot}shot/*",
+        )
+        config = f"few-shot/{method.prefix}modelnet40"
+        yield method.row(f"fewshot.{key}", f"few-shot, {way}-way {shot}-shot", config, [f"few-shot {key}"], tune)
+
+
+def part_segmentation(method: Method) -> Iterator[Row]:
+    """Part segmentation, both means of the intersection over union."""
+    weights = f"{method.prefix}part-segmentation.pth"
+    config, mode = f"part-segmentation/{method.name}", "part segmentation"
+    doubt = " (unverified)" if "unverified" in method.part_key else ""
+    for key in ("class_mIoU", "instance_mIoU"):
+        test = Way(("--test",), mode, (key,), weights)
+        tune = Way(
+            ("--finetune_model",), f"{mode}, fine-tuning", ("best", key), method.pretrained, trains=True, makes=weights
+        )
+        title = f"{mode}, {key.replace('_', ' ')}{doubt}"
+        yield method.row(f"{method.part_key}.{key}", title, config, ["ShapeNetPart"], test, tune)
+
+
+METHODS = (
+    Method("I2P-MAE", "i2p-mae", "", "scan_pb", "part_seg_unverified"),
+    Method("Point-M2AE", "point-m2ae", "point-m2ae_", "point-m2ae_modelnet40", "part_seg"),
+)
+ROWS = tuple(
+    row
+    for method in METHODS
+    for kind in (costs, linear_svms, classifiers, few_shot, part_segmentation)
+    for row in kind(method)
+)

@@ -1,0 +1,258 @@
+"""`--profile`: parameters and multiply-adds of a model, stage by stage, for one cloud."""
+
+import logging
+import re
+import warnings
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from models import build_model
+from models.masked_autoencoder import MaskedAutoencoder
+from models.masking import draw_mask
+from models.part_segmenter import PartSegmenter
+from models.tokenizer import TokenEmbed
+from tools.report import format_table
+
+logger = logging.getLogger(__name__)
+
+MODE = "profile"
+REQUIRED = ("model",)
+STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
+    "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
+    "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
+    "decoder": r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token",
+    "propagation {}": r"propagations\.(\d+)",
+    "head": r"rec_head\w*|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
+}
+TEACHER = "teacher (frozen)"
+OWN_LAYERS, OWN_PRODUCTS = "head", "back-projection"  # of what a model's forward multiplies itself
+LEFT_FACTOR = {  # matrix product → which argument is its left factor
+    torch.ops.aten.mm: 0,
+    torch.ops.aten.addmm: 1,
+    torch.ops.aten.bmm: 0,
+    torch.ops.aten.baddbmm: 1,
+}
+BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+NOTE = """\
+MACs: multiply-adds of linear and convolution layers as the method writes them.
+run here: those of them that are computed; what all members of a group or all points of a cloud share is computed once.
+products: QKᵀ and AV of the attention, and reading the teacher's features at the points."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage costs for one cloud.
+
+    Attributes:
+        name: the stage; its number is the level, 0 = finest.
+        parameters: how many it has.
+        macs: multiply-adds of its layers, as usually counted.
+        run_macs: those of them that are computed here.
+        products: multiply-adds of products of activations.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    run_macs: int
+    products: int
+
+
+def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
+    """Count the cost of one cloud through the model of a config; writes nothing but the log.
+
+    A pre-training model runs forward once under a drawn mask; if the config only takes features from it, `encode` runs.
+
+    Args:
+        config: any resolved config with a model.
+        args: command line; `config` and `seed` are read.
+
+    Returns:
+        The number of points, `stages` and their `total` without the teacher.
+
+    Raises:
+        ValueError: if the config does not say how many points a cloud has.
+    """
+    num_points = cloud_size(config, str(args.config))
+    model = build_untrained(config["model"])
+    generator = torch.Generator().manual_seed(args.seed)
+    points = F.normalize(torch.randn(1, num_points, 3, generator=generator), dim=-1)  # clouds are surfaces: a sphere
+    if not isinstance(model, MaskedAutoencoder):
+        inputs = (points, torch.zeros(1, dtype=torch.long)) if isinstance(model, PartSegmenter) else (points,)
+        stages, what = profile(model, *inputs), "forward"
+    elif "train" in config["dataset"]:
+        mask = draw_mask(torch.zeros(1, model.num_groups[-1]), model.num_visible, generator)
+        stages, what = profile(model, points, mask), f"forward, {model.num_visible} coarse tokens visible"
+    else:
+        stages, what = profile(model, points, forward=model.encode), "encode"
+    total = sum_up([stage for stage in stages if stage.name != TEACHER])
+    logger.info("%s\n%s\n%s", args.config, table(stages, total, f"{num_points} points, {what}"), NOTE)
+    return {"points": num_points, "stages": [asdict(stage) for stage in stages], "total": asdict(total)}
+
+
+def cloud_size(config: dict[str, Any], source: str) -> int:
+    """Return the points of a cloud as the model sees it: `npoints`, or what the first data set hands out."""
+    entries = [entry.get("others") or {} for entry in config["dataset"].values()]
+    sizes = [others[key] for others in entries for key in ("npoints", "num_points") if key in others]
+    if "npoints" not in config and not sizes:
+        raise ValueError(f"{source} does not say how many points a cloud has; add npoints")
+    return config.get("npoints") or sizes[0]
+
+
+def build_untrained(config: dict[str, Any]) -> nn.Module:
+    """Build a model whose teacher, if it has one, has random weights: what they are changes no count."""
+    teacher = config.get("clip_config") or {}
+    if teacher.get("visual_encoder") is not None:
+        logger.info("the teacher is profiled with random weights: nothing is downloaded")
+        config = {**config, "clip_config": {**teacher, "pretrained": "untrained"}}
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", "the 2D teacher is untrained")
+        return build_model(config)
+
+
+def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | None = None) -> list[StageCost]:
+    """Count parameters and multiply-adds stage by stage.
+
+    Args:
+        model: any model of `models.MODELS`, on the CPU; its mode changes to evaluation.
+        *inputs: points (1, N, 3), then what else the model takes.
+        forward: the method of the model to run; None for its forward.
+
+    Returns:
+        One entry per stage, in the order of `STAGES`; then, if there are such, the back-projection and the teacher.
+    """
+    model.eval()
+    parameters: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        stage = stage_of(name)
+        assert stage is not None, f"{name} belongs to no stage"
+        parameters[stage] += parameter.numel()
+    counter = _MultiplyAdds()
+    units = [(module, stage) for name, module in model.named_modules() if (stage := stage_of(name, whole=True))]
+    if (teacher := getattr(model, "teacher", None)) is not None:
+        parameters[TEACHER] = sum(parameter.numel() for parameter in teacher.parameters())
+        units.append((teacher, TEACHER))
+    with torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter:
+        (forward or model)(*inputs)
+    order = [*STAGES, OWN_PRODUCTS, TEACHER]
+    names = sorted({**parameters, **counter.products}, key=lambda name: order.index(re.sub(r"\d+", "{}", name)))
+    return [
+        StageCost(name, parameters[name], counter.macs[name], counter.run_macs[name], counter.products[name])
+        for name in names
+    ]
+
+
+def stage_of(name: str, whole: bool = False) -> str | None:
+    """Return the stage that a module or parameter belongs to, or, with `whole`, that a module is a unit of."""
+    end = r"$" if whole else r"(?:\.|$)"
+    for stage, pattern in STAGES.items():
+        if match := re.match(f"(?:{pattern}){end}", name):
+            return stage.format(*match.groups())
+    return None
+
+
+class _MultiplyAdds(TorchDispatchMode):
+    """Counts the multiply-adds of all matrix products and convolutions, under the stage that runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = OWN_LAYERS
+        self.macs: Counter[str] = Counter()
+        self.run_macs: Counter[str] = Counter()
+        self.products: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func.overloadpacket
+        if packet is torch.ops.aten.convolution:
+            self._add_layer(out.numel() * args[1][0].numel())
+        elif packet in LEFT_FACTOR:
+            left = LEFT_FACTOR[packet]
+            macs = out.numel() * args[left].shape[-1]
+            one_weight = packet not in BATCHED or args[left + 1].stride(0) == 0  # one right factor for the whole batch
+            self._add_layer(macs) if one_weight else self._add_product(macs)
+        return out
+
+    def _add_layer(self, macs: int) -> None:
+        self.macs[self.stage] += macs
+        self.run_macs[self.stage] += macs
+
+    def _add_product(self, macs: int) -> None:
+        self.products[OWN_PRODUCTS if self.stage == OWN_LAYERS else self.stage] += macs
+
+    @contextmanager
+    def watching(self, model: nn.Module, units: list[tuple[nn.Module, str]]) -> Iterator[None]:
+        """Follow which of the units, (module, stage), runs; between them it is the model itself."""
+
+        def enter(module: nn.Module, inputs: tuple[Tensor, ...], stage: str) -> None:
+            self.stage = stage
+            self.macs[stage] += shared_macs(module, inputs)
+
+        def leave(*_: object) -> None:
+            self.stage = OWN_LAYERS
+
+        handles = []
+        for module, stage in [(model, OWN_LAYERS), *units]:
+            handles.append(
+                module.register_forward_pre_hook(lambda module, inputs, stage=stage: enter(module, inputs, stage))
+            )
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def shared_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Multiply-adds that a literal forward does and this code does not: those of an input that repeats.
+
+    The pooled half of a token embedding's concatenation is the same for all members of a group, the global and the
+    category features of the part segmenter for all points of a cloud.
+    """
+    if isinstance(module, TokenEmbed):
+        batch, groups, members, _ = inputs[0].shape
+        return batch * groups * (members - 1) * module.second_conv[0].weight.numel() // 2
+    if isinstance(module, PartSegmenter):
+        batch, points, _ = inputs[0].shape
+        weight = module.convs1.weight
+        return batch * (points - 1) * (weight.numel() - weight.shape[0] * module.local_dim)
+    return 0
+
+
+@contextmanager
+def _matrix_products_only() -> Iterator[None]:
+    """Let attention run as the matrix products that it is made of, so that they are seen."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def sum_up(stages: list[StageCost]) -> StageCost:
+    """Add up stages."""
+    columns = ("parameters", "macs", "run_macs", "products")
+    return StageCost("total", *(sum(getattr(stage, column) for stage in stages) for column in columns))
+
+
+def table(stages: list[StageCost], total: StageCost, title: str) -> str:
+    """Lay out the stages, in millions of multiply-adds; the teacher stands below the total."""
+    student, teacher = ([stage for stage in stages if (stage.name == TEACHER) == last] for last in (False, True))
+    rows = [
+        [stage.name, stage.parameters, stage.macs / 1e6, stage.run_macs / 1e6, stage.products / 1e6]
+        for stage in [*student, total, *teacher]
+    ]
+    return format_table(rows, [title, "parameters", "M MACs", "run here, M", "products, M"])
