@@ -1,26 +1,32 @@
 """Data sets in their published layouts: NAME in a config → class."""
 
 import difflib
+import hashlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from datasets.modelnet40 import ModelNet, ModelNet40_SVM
+from datasets.modelnet40_fewshot import ModelNetFewShot
 from datasets.scanobjectnn import ScanObjectNN
 from datasets.shapenet55 import ShapeNet
+from datasets.shapenetpart import ShapeNetPart
 from utils.config import check_keys
 
 DATASETS: dict[str, type[Dataset]] = {
     "ShapeNet": ShapeNet,
     "ModelNet": ModelNet,
     "ModelNet40_SVM": ModelNet40_SVM,
+    "ModelNetFewShot": ModelNetFewShot,
     "ScanObjectNN": ScanObjectNN,
+    "ShapeNetPart": ShapeNetPart,
 }
 
 # Constructor keywords that a config writes under `others`; the rest stand beside NAME, in capitals.
-OTHERS = ("subset", "partition", "npoints", "num_points", "seed")
+OTHERS = ("subset", "partition", "npoints", "num_points", "seed", "way", "shot", "fold")
 
 
 def check_dataset_config(config: Mapping[str, Any], where: str) -> None:
@@ -69,3 +75,16 @@ def build_dataset(config: Mapping[str, Any]) -> Dataset:
     arguments = {key.lower(): value for key, value in config.items() if key not in ("NAME", "others")}
     arguments |= {key: value for key, value in (config.get("others") or {}).items() if key != "bs"}
     return DATASETS[config["NAME"]](**arguments)
+
+
+def fingerprint(dataset: Dataset) -> dict[str, Any]:
+    """What tells one data set from another: its kind, its size, and a hash of labels, class names and some clouds.
+
+    The clouds are the first, the middle and the last; of a data set that draws them anew every epoch, none.
+    """
+    labels = np.asarray(dataset.labels, dtype=np.int64)
+    digest = hashlib.sha256(labels.tobytes() + "\n".join(dataset.class_names).encode())
+    if not hasattr(dataset, "set_epoch"):
+        for index in sorted({0, len(labels) // 2, len(labels) - 1}):
+            digest.update(dataset[index][0].numpy().tobytes())
+    return {"name": type(dataset).__name__, "clouds": len(labels), "sha256": digest.hexdigest()}

@@ -74,9 +74,7 @@ class HierarchicalEncoder(nn.Module):
         """The tokens of level 0 before any block, (B, G_0, C): all that can be encoded before there is a mask."""
         return self._embed(0, groups[0], None)
 
-    def forward(
-        self, groups: Sequence[Group], coarse_mask: Tensor, tokens: Tensor | None = None
-    ) -> list[EncodedLevel]:
+    def forward(self, groups: Sequence[Group], coarse_mask: Tensor, tokens: Tensor | None = None) -> list[EncodedLevel]:
         """Encode the visible tokens only; masked tokens keep their embedding and are merged as they are.
 
         Args:

@@ -71,9 +71,7 @@ class Packing:
     def of_levels(cls, masks: Sequence[Tensor]) -> "list[Packing]":
         """Pack each level as short as it goes. The lengths of all levels reach the host in one transfer."""
         counts = torch.stack([torch.stack((~mask).sum(1).aminmax()) for mask in masks]).tolist()
-        return [
-            cls(mask, longest, shortest < longest) for mask, (shortest, longest) in zip(masks, counts, strict=True)
-        ]
+        return [cls(mask, longest, shortest < longest) for mask, (shortest, longest) in zip(masks, counts, strict=True)]
 
     def pack(self, x: Tensor) -> Tensor:
         """Take the packed tokens, (B, L, C), out of all, (B, G, C); padding holds masked tokens."""

@@ -452,6 +452,8 @@ OTHERS = {
     "ModelNet": {"subset": "train"},
     "ModelNet40_SVM": {"partition": "train", "num_points": 1024},
     "ScanObjectNN": {"subset": "train"},
+    "ModelNetFewShot": {"subset": "train"},
+    "ShapeNetPart": {"subset": "trainval", "npoints": 2048},
 }
 
 

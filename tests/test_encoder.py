@@ -96,7 +96,8 @@ def test_batch_norm_sees_masked_tokens_too(groups, uneven_mask):
     torch.manual_seed(0)
     encoder = HierarchicalEncoder(DIMS, (1, 1, 1), num_heads=3).train()
     rows = []
-    with encoder.token_embed[0].first_conv[1].register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[2])):
+    batch_norm = encoder.token_embed[0].first_conv[1]
+    with batch_norm.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[2])):
         encoder(groups, uneven_mask)
     assert rows == [3 * NUM_GROUPS[0] * GROUP_SIZES[0]]
 

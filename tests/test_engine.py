@@ -8,15 +8,16 @@ import pytest
 import torch
 from easydict import EasyDict
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import main
-from tools.builder import build_loader, build_optimizer, build_scheduler, check_config
+from tools.builder import TrainingLoader, build_optimizer, build_scheduler, check_config, training_loader
 from tools.engine import calibrate_batchnorm, evaluate, extract_features, train_one_epoch
 from tools.report import format_table, open_run
 from tools.runner_finetune import fps_points, sample_farthest
 from tools.runner_test import vote
 from tools.trainer import Trainer, evaluation_interval
+from utils.parser import parse_args
 
 CPU = torch.device("cpu")
 
@@ -229,36 +230,60 @@ def recorded(monkeypatch):
     )
 
 
+def loader_of(n, seed=0, **others):
+    config = {"dataset": {"train": {"NAME": "Recorded", "N": n, "others": others}}, "total_bs": 4}
+    return training_loader(config, arguments(seed=seed))
+
+
+def order(loader):
+    return [int(points[0, 0]) for batch, _ in loader for points in batch]
+
+
 def test_loader_batches_and_seeds(recorded):
-    def make(n, loader_seed, **others):
-        config = {"NAME": "Recorded", "N": n, "others": others}
-        return build_loader(config, 4, shuffle=True, seed=loader_seed, num_workers=0, drop_last=True)
+    assert len(loader_of(11)) == 2
+    assert [len(points) for points, _ in loader_of(11, bs=5)] == [5, 5]
+    assert loader_of(11, seed=3).dataset.seed == 3
+    config = {"dataset": {"train": {"NAME": "Recorded", "N": 11, "others": {"seed": 7}}}, "total_bs": 4}
+    assert training_loader(config, arguments(seed=3)).dataset.seed == 7
 
-    def order(loader):
-        return torch.cat([points[:, 0, 0] for points, _ in loader]).tolist()
 
-    assert len(make(11, 0)) == 2
-    assert len(make(11, 0, bs=5)) == 2
-    assert make(11, 3, bs=5).batch_size == 5
-    assert make(11, 3).dataset.seed == 3
-    assert make(11, 3, seed=7).dataset.seed == 7
-    assert order(make(64, 1)) == order(make(64, 1)) != order(make(64, 2))
+def test_an_epoch_has_an_order_of_its_own_and_continues_where_it_stopped(recorded):
+    loader = loader_of(64)
+    loader.begin(0, seed=1)
+    first = order(loader)
+    assert len(set(first)) == 64
+    loader.begin(1, seed=2)
+    assert order(loader) != first
+    loader.begin(0, seed=1, start=5)
+    assert len(loader) == 11
+    assert order(loader) == first[20:]
+
+
+def test_processes_share_the_batches_of_one(recorded, monkeypatch):
+    loader = loader_of(64)
+    loader.begin(0, seed=1)
+    whole = order(loader)
+    monkeypatch.setattr("tools.builder.world_size", lambda: 2)
+    shares = []
+    for rank in (0, 1):
+        monkeypatch.setattr("tools.builder.rank", lambda rank=rank: rank)
+        loader.begin(0, seed=1)
+        shares.append(order(loader))
+    assert [cloud for pair in zip(*shares, strict=True) for cloud in pair] == whole
+    with pytest.raises(ValueError, match=r"a batch of 5 clouds .* cannot be shared by 2 processes"):
+        loader_of(64, bs=5)
 
 
 def test_training_set_smaller_than_a_batch_is_refused(recorded):
-    config = {"NAME": "Recorded", "N": 3, "others": {}}
     with pytest.raises(ValueError, match=r"Recorded has 3 training clouds, fewer than one batch of 4; lower total_bs"):
-        build_loader(config, 4, shuffle=True, seed=0, num_workers=0, drop_last=True)
+        loader_of(3)
 
 
 # ---- run folder ----
 
 
 def arguments(**changes):
-    values = {
-        "config": "cfgs/some-mode/tiny.yaml", "exp_name": "e", "resume": False, "start_ckpts": None, "seed": 0,
-        "val_freq": 1,
-    }  # fmt: skip
+    values = vars(parse_args(["--config", "cfgs/some-mode/tiny.yaml", "--exp_name", "e", "--num_workers", "0"]))
     return Namespace(**{**values, **changes})
 
 
@@ -280,7 +305,12 @@ def test_run_folder_holds_what_it_should(here):
         run.finish({"accuracy": 2.0})
     assert "max_epoch: 1" in (folder / "config.yaml").read_text()
     results = json.loads((folder / "results.json").read_text())
-    assert results == {"training": {"accuracy": 1.0}, "test": {"accuracy": 2.0}}
+    assert {mode: values.pop("accuracy") for mode, values in results.items()} == {"training": 1.0, "test": 2.0}
+    about = results["test"].pop("about")
+    assert about["seed"] == 0
+    assert len(about["config_sha256"]) == 64
+    assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert "| accuracy | 2.00 |" in (folder / "results.md").read_text()
     assert not list(folder.glob("*.tmp"))
 
 
@@ -289,13 +319,15 @@ def test_a_run_is_not_overwritten_by_mistake(here):
     folder.mkdir(parents=True)
     (folder / "ckpt-last.pth").touch()
     with pytest.raises(ValueError, match=r"--resume.*--exp_name"):
-        open_run(EasyDict(), arguments(), "training", training=True)
+        with open_run(EasyDict(), arguments(), "training", training=True):
+            pass
     assert [path.name for path in folder.iterdir()] == ["ckpt-last.pth"]
 
 
 def test_nothing_to_resume(here):
     with pytest.raises(FileNotFoundError, match=r"ckpt-last\.pth does not exist; start without --resume"):
-        open_run(EasyDict(), arguments(resume=True), "training", training=True)
+        with open_run(EasyDict(), arguments(resume=True), "training", training=True):
+            pass
     assert not (here / "experiments").exists()
 
 
@@ -339,7 +371,7 @@ class Trained:
         self.model = Net()
         self.accuracies = iter(accuracies)
         self.scale = 1.0
-        loader = DataLoader(Epochs(*clouds(16)), 4, shuffle=True, generator=torch.Generator())
+        loader = TrainingLoader(Epochs(*clouds(16)), 4, num_workers=0)
         args, settings = arguments(**changes), training_config or config()
         with open_run(settings, args, "training", training=True) as run:
             self.run = run
@@ -423,7 +455,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(here, 
         return first_evaluation()
 
     run.trainer.evaluate = evaluate
-    with pytest.raises(ValueError, match=r"loss became (inf|nan) in epoch 1; lower optimizer\.kwargs\.lr"):
+    with pytest.raises(
+        ValueError, match=r"the loss is not finite in epoch 1, after 0 batches; .*lower optimizer\.kwargs\.lr"
+    ):
         run.trainer.fit()
     state = torch.load(run.run.last_checkpoint, weights_only=True)
     assert state["epoch"] == 0

@@ -177,7 +177,7 @@ def test_classifiers(file, name):
     points = clouds(3, 1024 if name == "modelnet40" else 2048, seed=21)
     with torch.no_grad():
         np.testing.assert_allclose(model.eval()(points), golden["logits_eval"], atol=TOLERANCE)
-    # In double precision: one of three clouds has a near tie below a max-pooling, and rounding the weights by 1e-7 moves
+    # In double precision: there is a near tie below a max-pooling, and rounding the weights by 1e-7 moves
     # the float32 total by 8e-4, in the literal formulation as in ours.
     for module in model.double().train().modules():
         if isinstance(module, nn.Dropout):

@@ -46,7 +46,6 @@ def test_imports_of_the_examples_exist():
 def test_a_device_is_named_in_one_place():
     """Device and dtype come from the inputs; utils/ chooses them, and the kernels' runtime drives a GPU."""
     rooms = ("models", "datasets", "tools", "extensions")
-    found = [
-        p for room in rooms for p in (ROOT / room).rglob("*.py") if re.search(r"[\"']cuda|\.cuda\(", p.read_text())
-    ]
+    named = re.compile(r"[\"']cuda(:\d)?[\"']|\.cuda\(")
+    found = [p for room in rooms for p in (ROOT / room).rglob("*.py") if named.search(p.read_text())]
     assert [path.name for path in found] == ["cuda_runtime.py"]

@@ -48,6 +48,23 @@ def test_defaults() -> None:
         "seed": 0,
         "deterministic": False,
         "num_workers": min(4, os.cpu_count() or 1),
+        "profile": False,
+        "select_on": "test",
+        "seeds": None,
+        "dry_run": False,
+        "save_every_steps": None,
+        "skip_nonfinite": 0,
+        "way": None,
+        "shot": None,
+        "fold": None,
+        "amp": "none",
+        "compile": False,
+        "resident_data": False,
+        "launcher": "none",
+        "local_rank": None,
+        "sync_bn": False,
+        "save_features": None,
+        "env": False,
     }
 
 

@@ -2,19 +2,25 @@
 
 import inspect
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.scheduler import CosineLRScheduler
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets import DATASETS, build_dataset, check_dataset_config
+from datasets.holdout import Part, hold_out
+from datasets.resident import ResidentLoader
+from datasets.shapenet55 import ShapeNet
 from models import build_model, check_model_config
+from models.transformer import BlockStack
 from utils.config import check_keys
 from utils.device import choose_device
+from utils.distributed import rank, world_size
 
 OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 SCHEDULERS = {"CosLR": CosineLRScheduler}
@@ -65,63 +71,140 @@ def build_network(config: dict[str, Any], method: str, mode: str) -> nn.Module:
     return model
 
 
-def build_loader(
-    config: dict[str, Any], batch_size: int, *, shuffle: bool, seed: int, num_workers: int, drop_last: bool
-) -> DataLoader:
-    """Build a data set and the loader over it.
+class ShuffledBatches(Sampler[list[int]]):
+    """Full batches in random order, the same order in every process, of which each process takes its part.
 
     Args:
-        config: one entry of `dataset`.
-        batch_size: clouds per batch; `others.bs` of the entry has precedence.
-        shuffle: draw the clouds in random order. The order follows `loader.generator`.
-        seed: of the order and of the data set's own draws.
+        size: clouds in the data set.
+        batch_size: clouds per batch of all processes together.
+        generator: decides the order.
+
+    Attributes:
+        start: batches to leave out at the beginning, those that an interrupted epoch has done.
+    """
+
+    def __init__(self, size: int, batch_size: int, generator: torch.Generator) -> None:
+        self.size, self.batch_size, self.generator = size, batch_size, generator
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.size // self.batch_size - self.start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.size, generator=self.generator).tolist()
+        for first in range(self.start * self.batch_size, self.size - self.batch_size + 1, self.batch_size):
+            yield order[first : first + self.batch_size][rank() :: world_size()]
+
+
+class TrainingLoader(DataLoader):
+    """Shuffled full batches of a data set, an epoch at a time.
+
+    Args:
+        dataset: has `set_epoch` if its items change from epoch to epoch.
+        batch_size: clouds per batch of all processes together.
         num_workers: processes that read, 0 = this one.
-        drop_last: leave out the batch at the end that is not full.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, num_workers: int) -> None:
+        batches = ShuffledBatches(len(dataset), batch_size, torch.Generator())
+        super().__init__(dataset, batch_sampler=batches, **_reading(num_workers))
+
+    def begin(self, epoch: int, seed: int, start: int = 0) -> None:
+        """Choose the epoch, the seed of its order, and how many of its batches to leave out."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        self.batch_sampler.generator.manual_seed(seed)
+        self.batch_sampler.start = start
+
+
+def training_loader(config: dict[str, Any], args: Namespace) -> TrainingLoader | ResidentLoader:
+    """Build the shuffled loader over `dataset.train`, in batches of `total_bs`; `others.bs` has precedence.
 
     Raises:
-        ValueError: if `drop_last` leaves no batch at all.
+        ValueError: if there is not one full batch, the processes cannot share one evenly, or `--resident_data` is given
+            for a data set that is not pre-trained on.
     """
-    batch_size = (config.get("others") or {}).get("bs", batch_size)
-    dataset = build_dataset(_with_seed(config, seed))
-    if drop_last and len(dataset) < batch_size:
+    entry = config["dataset"]["train"]
+    batch_size = (entry.get("others") or {}).get("bs", config["total_bs"])
+    if batch_size % world_size():
         raise ValueError(
-            f"{config['NAME']} has {len(dataset)} training clouds, fewer than one batch of {batch_size}; "
+            f"a batch of {batch_size} clouds (total_bs in the config) cannot be shared by {world_size()} processes; "
+            "choose a multiple"
+        )
+    dataset = build_dataset(_with_seed(entry, args.seed))
+    if args.select_on == "val":
+        dataset = Part(dataset, hold_out(dataset.labels, args.seed)[0])
+    if len(dataset) < batch_size:
+        raise ValueError(
+            f"{entry['NAME']} has {len(dataset)} training clouds, fewer than one batch of {batch_size}; "
             "lower total_bs in the config (or others.bs of the data set)"
         )
-    return DataLoader(
-        dataset,
-        batch_size,
-        shuffle=shuffle,
-        num_workers=num_workers,
-        drop_last=drop_last,
-        generator=torch.Generator().manual_seed(seed),
-        persistent_workers=num_workers > 0,
-        pin_memory=choose_device().type != "cpu",
-    )
-
-
-def training_loader(config: dict[str, Any], args: Namespace) -> DataLoader:
-    """Build the shuffled loader over `dataset.train`, in batches of `total_bs`."""
-    return build_loader(
-        config["dataset"]["train"],
-        config["total_bs"],
-        shuffle=True,
-        seed=args.seed,
-        num_workers=args.num_workers,
-        drop_last=True,
-    )
+    if not args.resident_data:
+        return TrainingLoader(dataset, batch_size, args.num_workers)
+    if not isinstance(dataset, ShapeNet):
+        raise ValueError(f"--resident_data keeps ShapeNet in the device's memory, not {entry['NAME']}: drop it")
+    return ResidentLoader(dataset, batch_size // world_size(), choose_device(), rank(), world_size())
 
 
 def evaluation_loader(config: dict[str, Any], name: str, args: Namespace) -> DataLoader:
-    """Build the loader over all clouds of `dataset.<name>`, in their order."""
-    return build_loader(
-        config["dataset"][name],
-        EVALUATION_BATCH_SIZE,
-        shuffle=False,
-        seed=args.seed,
-        num_workers=args.num_workers,
-        drop_last=False,
-    )
+    """Build the loader over all clouds of `dataset.<name>`, in their order; of several processes each has its share."""
+    entry = config["dataset"][name]
+    return _in_order(build_dataset(_with_seed(entry, args.seed)), entry, args)
+
+
+def selection_loader(config: dict[str, Any], args: Namespace) -> tuple[DataLoader, str]:
+    """Build the loader over the clouds that choose a checkpoint, as `--select_on` says; returns it and their name."""
+    if args.select_on == "test":
+        return evaluation_loader(config, "test", args), f"{config['dataset']['test']['NAME']}, test split"
+    entry = config["dataset"]["train"]
+    dataset = build_dataset(_with_seed(entry, args.seed))
+    dataset = Part(dataset, hold_out(dataset.labels, args.seed)[1])
+    return _in_order(dataset, entry, args), f"{entry['NAME']}, a held-out tenth of the training split"
+
+
+def _in_order(dataset: Dataset, entry: dict[str, Any], args: Namespace) -> DataLoader:
+    batch_size = (entry.get("others") or {}).get("bs", EVALUATION_BATCH_SIZE)
+    share = range(rank(), len(dataset), world_size())
+    return DataLoader(dataset, batch_size, sampler=share, **_reading(args.num_workers))
+
+
+def _reading(num_workers: int) -> dict[str, Any]:
+    """How a loader reads: in processes that stay, into memory from which a GPU copies without waiting."""
+    return {
+        "num_workers": num_workers,
+        "persistent_workers": num_workers > 0,
+        "pin_memory": choose_device().type != "cpu",
+        "generator": torch.Generator(),  # its own, or every pass would draw from the one that draws masks
+    }
+
+
+def parallel(model: nn.Module, args: Namespace) -> nn.Module:
+    """Prepare a model, on its device already, for training: compiled, and shared by the processes if there are several.
+
+    Args:
+        model: its state dict stays what it is.
+        args: command line; `compile` and `sync_bn` are read.
+
+    Returns:
+        The module to call in a training step; `unwrapped` of it is the model.
+    """
+    if args.sync_bn and world_size() > 1:
+        if next(model.parameters()).device.type == "cpu":
+            raise ValueError("--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for the CPU; drop it")
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.compile:
+        for module in model.modules():
+            if isinstance(module, BlockStack):
+                module.compile(dynamic=True)  # the number of visible tokens changes from batch to batch
+    if world_size() == 1:
+        return model
+    # One norm of the encoder serves no loss: without the search its gradient would be waited for.
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model within what `parallel` returned."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -153,7 +236,7 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or "token" in name
             (plain if exempt else decayed).append(parameter)
     groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
-    return OPTIMIZERS[config["type"]](groups, **kwargs)
+    return OPTIMIZERS[config["type"]](groups, fused=True, **kwargs)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> CosineLRScheduler:

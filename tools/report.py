@@ -1,98 +1,186 @@
 """What a run leaves behind: its folder, its log, its curves, its results."""
 
+import hashlib
 import json
 import logging
+import platform
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tensorboardX import SummaryWriter
+from torch.utils.data import Dataset
 
+from datasets import fingerprint
 from utils.config import save_config
-from utils.files import atomic_write
+from utils.device import choose_device, device_name
+from utils.distributed import is_main, on_main, world_size
+from utils.files import atomic_write, locked
 from utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENTS = Path("experiments")
+PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "scikit-learn")
 
 
 class Run:
     """The folder of one experiment, open for the time of a `with` block.
 
+    Of several processes only the main one writes curves and results.
+
     Args:
         folder: experiments/<config folder>/<config name>/<exp_name>.
         mode: name of what runs; results.json has one entry per mode.
+        about: what the results file says of every run: seed, versions, device and so on.
         curves: folder for TensorBoard, None for a mode that draws no curves.
+        log: the log file, None if there is none.
+
+    Attributes:
+        last_checkpoint, previous_checkpoint, best_checkpoint: files in the folder.
     """
 
-    def __init__(self, folder: Path, mode: str, curves: Path | None) -> None:
-        self.folder = folder
-        self.mode = mode
-        self.last_checkpoint = folder / "ckpt-last.pth"
-        self.best_checkpoint = folder / "ckpt-best.pth"
-        self._writer = SummaryWriter(str(curves)) if curves else None
-
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    def __init__(
+        self, folder: Path, mode: str, about: dict[str, Any], curves: Path | None = None, log: Path | None = None
     ) -> None:
+        self.folder, self.mode, self.about, self.log = folder, mode, about, log
+        self.last_checkpoint = folder / "ckpt-last.pth"
+        self.previous_checkpoint = folder / "ckpt-previous.pth"
+        self.best_checkpoint = folder / "ckpt-best.pth"
+        self._writer = SummaryWriter(str(curves)) if curves and is_main() else None
+
+    def close(self) -> None:
+        """Finish the curves."""
         if self._writer:
             self._writer.close()
 
+    def note_data(self, **datasets: Dataset) -> None:
+        """Put the fingerprints of the data sets beside the results."""
+        self.about["data"] = {name: fingerprint(dataset) for name, dataset in datasets.items()}
+
     def draw(self, values: Mapping[str, float], epoch: int) -> None:
         """Add a point to each TensorBoard curve."""
-        assert self._writer is not None, f"{self.mode} draws no curves"
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, epoch)
-        self._writer.flush()
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, epoch)
+            self._writer.flush()
 
-    def finish(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Write the results of this mode into results.json beside those of other modes, and return them."""
-        path = self.folder / "results.json"
-        all_results = json.loads(path.read_text()) if path.exists() else {}
-        with atomic_write(path) as file:
-            file.write((json.dumps({**all_results, self.mode: results}, indent=2) + "\n").encode())
-        logger.info("results in %s", path)
+    def finish(self, results: dict[str, Any], markdown: str = "") -> dict[str, Any]:
+        """Write the results of this mode into results.json and results.md beside those of other modes, return them.
+
+        Args:
+            results: plain values.
+            markdown: what results.md shows of this mode; "" for all of its single values.
+        """
+        if is_main():
+            path = self.folder / "results.json"
+            all_results = json.loads(path.read_text()) if path.exists() else {}
+            all_results[self.mode] = {**results, "about": self.about}
+            with atomic_write(path) as file:
+                file.write((json.dumps(all_results, indent=2) + "\n").encode())
+            with atomic_write(path.with_suffix(".md")) as file:
+                shown = {mode: _values(values) for mode, values in all_results.items()}
+                shown |= {self.mode: markdown} if markdown else {}
+                file.write("\n\n".join(f"# {mode}\n\n{text}" for mode, text in shown.items()).encode() + b"\n")
+            logger.info("results in %s", path)
         return results
 
 
-def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bool) -> Run:
-    """Make or enter the run's folder and start its log.
+@contextmanager
+def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bool, part: str = "") -> Iterator[Run]:
+    """Make or enter the run's folder and start its log, for the time of the block.
 
     Args:
         config: resolved config, written into the folder as config.yaml.
-        args: command line; `config`, `exp_name` and `resume` are read.
+        args: command line; `config`, `exp_name`, `resume`, `dry_run` and what describes the run are read. A dry run has
+            a folder that vanishes.
         mode: name of what runs.
         training: whether it writes checkpoints. A mode that does not may use any folder and keeps its config.yaml.
+        part: folder within the run's folder, for a run that is made of several.
 
     Raises:
-        ValueError: if a training run finds the checkpoints of another and `--resume` is not given.
+        ValueError: if a training run finds the checkpoints of another and `--resume` is not given, or another process
+            trains in this folder.
         FileNotFoundError: if there is nothing to resume.
     """
+    if args.dry_run:
+        with TemporaryDirectory() as folder:
+            yield Run(Path(folder), mode, {})
+        return
     source = Path(args.config).resolve()
     parent = EXPERIMENTS / source.parent.name / source.stem
-    folder = parent / args.exp_name
-    checkpoint = folder / "ckpt-last.pth"
-    if training and checkpoint.exists() and not args.resume:
+    name = Path(args.exp_name, part)
+    folder = parent / name
+    run = Run(folder, mode, {}, None)
+    on_main(lambda: _check_folder(run, training, args.resume))
+    log = folder / f"{datetime.now():%Y%m%d_%H%M%S}.log" if is_main() else None
+    with locked(folder) if training and is_main() else nullcontext():
+        setup_logger(log)
+        if is_main() and (training or not (folder / "config.yaml").exists()):
+            save_config(config, folder / "config.yaml")
+        logger.info("%s in %s", mode, folder)
+        logger.debug("arguments: %s", vars(args))
+        run = Run(folder, mode, describe(config, args), parent / "TFBoard" / name if training else None, log)
+        try:
+            yield run
+        finally:
+            run.close()
+
+
+def _check_folder(run: Run, training: bool, resume: bool) -> None:
+    """Make the folder; refuse to train over another run, and to resume what is not there."""
+    found = [path for path in (run.last_checkpoint, run.previous_checkpoint) if path.exists()]
+    if training and found and not resume:
         raise ValueError(
-            f"{folder} already holds a run ({checkpoint.name}); add --resume to continue it, "
+            f"{run.folder} already holds a run ({found[0].name}); add --resume to continue it, "
             "or choose another --exp_name"
         )
-    if training and args.resume and not checkpoint.exists():
-        raise FileNotFoundError(f"nothing to resume: {checkpoint} does not exist; start without --resume")
-    folder.mkdir(parents=True, exist_ok=True)
-    setup_logger(folder / f"{datetime.now():%Y%m%d_%H%M%S}.log")
-    if training or not (folder / "config.yaml").exists():
-        save_config(config, folder / "config.yaml")
-    logger.info("%s in %s", mode, folder)
-    logger.debug("arguments: %s", vars(args))
-    return Run(folder, mode, parent / "TFBoard" / args.exp_name if training else None)
+    if training and resume and not found:
+        raise FileNotFoundError(f"nothing to resume: {run.last_checkpoint} does not exist; start without --resume")
+    run.folder.mkdir(parents=True, exist_ok=True)
+
+
+def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
+    """What a figure needs beside it to be understood later: config, checkpoint, seed, versions, device."""
+    device = choose_device()
+    checkpoint = getattr(args, "ckpts", None)
+    return {
+        "config": str(args.config),
+        "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "checkpoint_sha256": _file_hash(checkpoint) if checkpoint else None,
+        "seed": args.seed,
+        "precision": args.amp,
+        "processes": world_size(),
+        "device": device_name(device),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "began": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
+    }
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _values(results: dict[str, Any]) -> str:
+    """The single values among the results of a mode, and what stands beside them, as a Markdown table."""
+    plain = {name: value for name, value in results.items() if not isinstance(value, dict | list)}
+    rows = [[name, f"{value:.2f}" if isinstance(value, float) else str(value)] for name, value in plain.items()]
+    return markdown_table([*rows, *([name, str(value)] for name, value in results["about"].items())], ["", ""])
+
+
+def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """Lay out rows as a Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows))
 
 
 def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from datasets.transforms import AUGMENTATIONS, random_subset
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
-from tools.builder import build_network, evaluation_loader, training_loader
+from tools.builder import build_network, evaluation_loader, parallel, selection_loader, training_loader
 from tools.engine import evaluate
 from tools.metrics import overall_accuracy
 from tools.report import open_run
@@ -22,6 +22,7 @@ from utils.seed import seed_everything
 logger = logging.getLogger(__name__)
 
 MODE = "fine-tuning"
+REPEATABLE = True  # --seeds
 REQUIRED = (
     *("optimizer", "scheduler", "model", "npoints", "total_bs", "max_epoch"),
     *("dataset.train", "dataset.test"),
@@ -29,39 +30,55 @@ REQUIRED = (
 FPS_POINTS = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
 
 
-def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
-    """Train a classifier; its accuracy on the test split chooses ckpt-best.
+def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, Any]:
+    """Train a classifier; its accuracy on the split that `--select_on` names chooses ckpt-best.
 
     Args:
         config: resolved config of cfgs/fine-tuning/.
         args: command line.
+        part: folder within the run's folder, of one of many runs.
 
     Returns:
         What `Trainer.fit` returns.
     """
-    mode = MODE if args.finetune_model else "training from scratch"
-    with open_run(config, args, mode, training=True) as run:
+    mode = training_mode(args)
+    with open_run(config, args, mode, training=True, part=part) as run:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         train, test = training_loader(config, args), evaluation_loader(config, "test", args)
+        chooser, name = selection_loader(config, args)
+        run.note_data(train=train.dataset, test=test.dataset)
         model = build_network(config["model"], "loss", mode).to(device)
         check_labels(model, train, test)
         if args.ckpts and not args.resume:
             logger.info("%s", load_weights(model, args.ckpts))
+        network = parallel(model, args)
         npoints = config["npoints"]
         augment = AUGMENTATIONS[config["augmentation"]]
 
         def step(points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             points = sample_farthest(points, min(fps_points(npoints), points.shape[1]))
-            logits = model(augment(random_subset(points, npoints, generator), generator))
+            logits = network(augment(random_subset(points, npoints, generator), generator))
             accuracy = 100.0 * (logits.argmax(dim=1) == labels).float().mean()
             return {"loss": model.loss(logits, labels), "accuracy": accuracy}
 
-        def accuracy_on_test() -> float:
-            return overall_accuracy(*evaluate(model, test, device, lambda points: sample_farthest(points, npoints)))
+        def accuracy_on(loader: DataLoader) -> float:
+            return overall_accuracy(*evaluate(model, loader, device, lambda points: sample_farthest(points, npoints)))
 
-        protocol = f"accuracy on {config['dataset']['test']['NAME']}, test split"
-        return run.finish(Trainer(config, args, run, model, train, step, accuracy_on_test, protocol).fit())
+        return run.finish(
+            Trainer(
+                *(config, args, run, network, train, step),
+                evaluate=lambda: accuracy_on(chooser),
+                protocol=f"accuracy on {name}",
+                test=None if args.select_on == "test" else lambda: accuracy_on(test),
+                test_protocol=f"accuracy on {config['dataset']['test']['NAME']}, test split",
+            ).fit()
+        )
+
+
+def training_mode(args: Namespace) -> str:
+    """Name of the mode: fine-tuning, or training from scratch."""
+    return MODE if args.finetune_model else "training from scratch"
 
 
 def check_labels(model: nn.Module, *loaders: DataLoader) -> None:

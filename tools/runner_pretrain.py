@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 from datasets.transforms import AUGMENTATIONS
-from tools.builder import build_network, training_loader
+from tools.builder import build_network, parallel, training_loader
 from tools.report import open_run
 from tools.runner_test_svm import svm_features, svm_loaders
 from tools.svm import linear_svm_accuracy
 from tools.trainer import Trainer
 from utils.device import choose_device
+from utils.distributed import mean, on_main, world_size
 from utils.seed import seed_everything
 
 MODE = "pre-training"
+REPEATABLE = True  # --seeds
 REQUIRED = (
     *("optimizer", "scheduler", "model", "total_bs", "max_epoch", "svm.C"),
     *("dataset.train", "dataset.svm_train", "dataset.svm_test"),
@@ -37,14 +39,38 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         device = choose_device()
         loader = training_loader(config, args)
         loaders = svm_loaders(config, args)
+        run.note_data(train=loader.dataset, svm_train=loaders[0].dataset, svm_test=loaders[1].dataset)
         model = build_network(config["model"], "encode", MODE).to(device)
+        network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
 
         def step(points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-            return model(augment(points, generator))
+            return over_all_processes(network(augment(points, generator)), model.num_groups[1])
 
         def evaluate() -> float:
-            return linear_svm_accuracy(*svm_features(model, loaders, device), config["svm"]["C"])
+            features = svm_features(model, loaders, device)
+            return on_main(lambda: linear_svm_accuracy(*features, config["svm"]["C"]))
 
         protocol = f"linear SVM (C = {config['svm']['C']:g}) on {config['dataset']['svm_test']['NAME']}, test split"
-        return run.finish(Trainer(config, args, run, model, loader, step, evaluate, protocol).fit())
+        return run.finish(Trainer(config, args, run, network, loader, step, evaluate, protocol).fit())
+
+
+def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, Tensor]:
+    """Weigh the losses so that their mean over the processes is the mean over all tokens of the global batch.
+
+    A loss is a mean over the masked or the visible tokens of this process, whose number varies a little.
+
+    Args:
+        values: what a pre-training model returned.
+        num_tokens: tokens of level 1 in a cloud.
+
+    Returns:
+        The values, with weighted losses. In a single process they are what they were.
+    """
+    if world_size() == 1:
+        return values
+    visible = values["visible_tokens"]
+    everywhere = mean(visible)
+    shares = {"loss_3d": (num_tokens - visible) / (num_tokens - everywhere), "loss_2d": visible / everywhere}
+    weighted = {name: share * values[name] for name, share in shares.items() if name in values}
+    return {**values, **weighted, "loss": sum(weighted.values())}

@@ -140,18 +140,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
+def save_checkpoint(path: str | Path, state: dict[str, Any], previous: Path | None = None) -> None:
     """Write a checkpoint that `read_checkpoint` can read; it replaces an older one only once it is whole.
 
     Args:
         path: the file to write, in an existing folder.
         state: tensors and plain values (no EasyDict, no NumPy).
+        previous: where the older file goes, None = nowhere.
 
     Raises:
         OSError: if the file cannot be written; the older one then stays.
         ValueError: if `state` holds what could not be read back; the older one then stays.
     """
-    with atomic_write(path) as file:
+    with atomic_write(path, previous) as file:
         try:
             torch.save(state, file)
             file.flush()

@@ -61,7 +61,7 @@ _SCHEMA = _Section(
         "model": _Section(required={"NAME": _NAME}, open=True),
         "step_per_update": _integer_from(1),
         "grad_norm_clip": _Value("a number > 0 or null", lambda value: value is None or _POSITIVE.accepts(value)),
-        "augmentation": _one_of("scale_and_translate", "scale_and_rotate"),
+        "augmentation": _one_of("scale_and_translate", "scale_and_rotate", "scale_and_translate_small"),
         "svm": _Section(required={"C": _POSITIVE, "every": _integer_from(1)}),
     },
     optional={

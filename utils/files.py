@@ -1,14 +1,17 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and folders that one process has to itself."""
 
+import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Open a binary file for writing that takes its place under `path` only when the block ends without an error.
 
     The bytes go to a temporary file in the same folder and are on the disk before it is renamed; a reader sees the old
@@ -16,6 +19,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
     Args:
         path: the file to write; its folder exists.
+        previous: where the old file goes once the new one is whole, in the same folder; None = nowhere.
 
     Raises:
         OSError: if the folder does not exist or cannot be written.
@@ -27,6 +31,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -36,3 +42,28 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.fsync(folder)  # makes the rename itself last
     finally:
         os.close(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Have a folder to oneself for the time of the block; the lock falls with the process, however it ends.
+
+    Args:
+        folder: an existing folder; the lock is its file `.lock`, which says who has it.
+
+    Raises:
+        ValueError: if another process has it; the message says which.
+    """
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it or stop it, "
+                "or choose another --exp_name"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
+        file.flush()
+        yield

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from .distributed import is_main
+
 Item = TypeVar("Item")
 
 _HANDLER_PREFIX = "i2p_mae:"
@@ -29,6 +31,8 @@ class _BesideProgressBars(logging.StreamHandler):
 def setup_logger(log_file: Path | None) -> None:
     """Send the root logger's messages to stderr (INFO and above) and to a file (everything).
 
+    Of several processes only the main one informs; the others warn.
+
     A second call replaces the handlers of the first and leaves other people's alone.
 
     Args:
@@ -38,7 +42,7 @@ def setup_logger(log_file: Path | None) -> None:
         OSError: if the file cannot be opened; the handlers of an earlier call then stay.
     """
     console = _BesideProgressBars(sys.stderr)
-    console.setLevel(logging.INFO)
+    console.setLevel(logging.INFO if is_main() else logging.WARNING)
     console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     handlers: list[logging.Handler] = [console]
     if log_file is not None:
@@ -70,6 +74,8 @@ def progress(iterable: Iterable[Item], description: str, total: int | None = Non
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
+    if not is_main():
+        return iter(iterable)
     if sys.stderr.isatty():
         return iter(tqdm(iterable, description, total, leave=False, dynamic_ncols=True, file=sys.stderr))
     return _logged(iterable, description, total)

@@ -16,9 +16,15 @@ one example per mode:
     python main.py --config cfgs/fine-tuning/scan_pb.yaml --finetune_model --ckpts ckpts/pre-train.pth
   train a classifier from scratch
     python main.py --config cfgs/fine-tuning/scan_pb.yaml --scratch_model --exp_name scratch
+  few-shot: every setting and fold; with --way 5 --shot 10 --fold 0 one of them
+    python main.py --config cfgs/few-shot/modelnet40.yaml --finetune_model --ckpts ckpts/pre-train.pth
+  segment parts
+    python main.py --config cfgs/part-segmentation/i2p-mae.yaml --finetune_model --ckpts ckpts/pre-train.pth
   test a classifier, then with voting
     python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --ckpts ckpts/modelnet40.pth
     python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --vote --ckpts ckpts/modelnet40.pth
+  pre-train on four GPUs of one machine
+    torchrun --nproc_per_node=4 main.py --launcher pytorch --config cfgs/pre-training/i2p-mae.yaml
 """
 
 
@@ -51,6 +57,9 @@ def _existing_file(text: str) -> Path:
     return Path(text)
 
 
+_SEED = _integer_from(0, 2**32 - 1)
+
+
 def _build_parser() -> argparse.ArgumentParser:
     """Declare every flag."""
     parser = argparse.ArgumentParser(
@@ -60,7 +69,7 @@ def _build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file, see cfgs/")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see cfgs/")
     parser.add_argument(
         "--exp_name",
         type=_folder_name,
@@ -73,7 +82,8 @@ def _build_parser() -> argparse.ArgumentParser:
     mode.add_argument("--test_svm", choices=["modelnet40", "scan"], help="linear SVM on frozen features; needs --ckpts")
     mode.add_argument("--finetune_model", action="store_true", help="train a classifier from --ckpts")
     mode.add_argument("--scratch_model", action="store_true", help="train a classifier from random weights")
-    mode.add_argument("--test", action="store_true", help="accuracy of the classifier in --ckpts")
+    mode.add_argument("--test", action="store_true", help="accuracy of the model in --ckpts")
+    mode.add_argument("--profile", action="store_true", help="parameters and multiply-adds of the config's model")
 
     weights = parser.add_argument_group("weights")
     weights.add_argument("--ckpts", type=_existing_file, metavar="FILE", help="weights to evaluate or to fine-tune")
@@ -82,26 +92,85 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     weights.add_argument("--resume", action="store_true", help="continue the run in the --exp_name folder")
 
-    other = parser.add_argument_group("other")
-    other.add_argument("--vote", action="store_true", help="with --test: average over random subsets of each cloud")
-    other.add_argument(
+    training = parser.add_argument_group("training")
+    training.add_argument(
         "--val_freq",
         type=_integer_from(1),
         default=1,
         metavar="N",
         help="evaluate each N-th epoch (default: %(default)s)",
     )
-    other.add_argument(
-        "--seed", type=_integer_from(0, 2**32 - 1), default=0, help="seed of every random draw (default: %(default)s)"
+    training.add_argument(
+        "--select_on",
+        choices=["test", "val"],
+        default="test",
+        help="what chooses ckpt-best of a classifier: the test split, as published (default), or a tenth of the "
+        "training split that is held out",
     )
-    other.add_argument("--deterministic", action="store_true", help="bitwise repeatable, slower on a GPU")
-    other.add_argument(
+    training.add_argument(
+        "--seeds", type=_SEED, nargs="+", metavar="S", help="repeat the run with each seed; prints mean ± std"
+    )
+    training.add_argument(
+        "--dry_run", action="store_true", help="measure a few steps, print the expected time and memory, and stop"
+    )
+
+    training.add_argument(
+        "--save_every_steps",
+        type=_integer_from(1),
+        metavar="N",
+        help="also save ckpt-last each N-th update within an epoch",
+    )
+    training.add_argument(
+        "--skip_nonfinite",
+        type=_integer_from(0),
+        default=0,
+        metavar="N",
+        help="leave out up to N updates of an epoch whose loss or gradient is not finite (default: stop at the first)",
+    )
+
+    few_shot = parser.add_argument_group("few-shot (what is not given: all)")
+    few_shot.add_argument("--way", type=int, choices=[5, 10], help="classes")
+    few_shot.add_argument("--shot", type=int, choices=[10, 20], help="training clouds per class")
+    few_shot.add_argument("--fold", type=_integer_from(0, 9), metavar="0…9", help="which of the ten draws")
+
+    speed = parser.add_argument_group("speed")
+    speed.add_argument(
+        "--amp",
+        choices=["none", "bf16", "fp16"],
+        default="none",
+        help="precision of the networks in training; losses and geometry stay in float32 (default: %(default)s)",
+    )
+    speed.add_argument("--compile", action="store_true", help="compile the transformer blocks (torch.compile)")
+    speed.add_argument(
+        "--resident_data", action="store_true", help="keep the whole pre-training set in the device's memory"
+    )
+    speed.add_argument(
         "--num_workers",
         type=_integer_from(0),
         default=min(4, os.cpu_count() or 1),
         metavar="N",
         help="processes that load data; 0: load in the main process (default: 4, or the number of CPU cores if fewer)",
     )
+
+    processes = parser.add_argument_group("several processes")
+    processes.add_argument(
+        "--launcher", choices=["none", "pytorch"], default="none", help="pytorch: started by torchrun, a process a GPU"
+    )
+    processes.add_argument(
+        "--local_rank", type=int, help="accepted from old launchers; torchrun's environment says the same"
+    )
+    processes.add_argument(
+        "--sync_bn", action="store_true", help="BatchNorm statistics over the batches of all processes"
+    )
+
+    other = parser.add_argument_group("other")
+    other.add_argument("--vote", action="store_true", help="with --test: average over random subsets of each cloud")
+    other.add_argument(
+        "--save_features", type=Path, metavar="FILE", help="with --test_svm: keep the features (.npz); reused if there"
+    )
+    other.add_argument("--env", action="store_true", help="print versions, devices, kernels, data and weights found")
+    other.add_argument("--seed", type=_SEED, default=0, help="seed of every random draw (default: %(default)s)")
+    other.add_argument("--deterministic", action="store_true", help="bitwise repeatable, slower on a GPU")
     return parser
 
 
@@ -119,6 +188,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = _build_parser()
     args = parser.parse_args(argv)
+    if args.config is None and not args.env:
+        parser.error("give a config: --config FILE, see cfgs/")
     evaluates = args.test or args.test_svm is not None
     for flag in ("test", "test_svm", "finetune_model"):
         if getattr(args, flag) and args.ckpts is None and not (args.resume or args.start_ckpts):
@@ -134,4 +205,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--ckpts gives the encoder to fine-tune and --start_ckpts the whole classifier: drop one")
     if args.vote and not args.test:
         parser.error("--vote is a way to test: add --test")
+    if args.save_features and not args.test_svm:
+        parser.error("--save_features keeps the features of --test_svm: add it")
+    if args.seeds and (evaluates or args.profile):
+        parser.error("--seeds repeats a training run; an evaluation takes one --seed")
+    if args.sync_bn and args.launcher == "none":
+        parser.error("--sync_bn is for several processes: start with torchrun and --launcher pytorch")
     return args

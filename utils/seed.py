@@ -7,14 +7,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from .distributed import rank
+
+_BETWEEN_RANKS = 0x9E3779B9  # far from the seeds that people choose
+
 
 def seed_everything(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and PyTorch (CPU and all GPUs).
+    """Seed Python, NumPy and PyTorch (CPU and all GPUs); of several processes each draws its own numbers.
 
     Args:
         seed: 0 … 2**32 - 1.
         deterministic: also make PyTorch use deterministic algorithms, or fail where it has none; slower on a GPU.
     """
+    seed = (seed + rank() * _BETWEEN_RANKS) % 2**32
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (libraries draw from the global generator)
     torch.manual_seed(seed)
