@@ -1,5 +1,6 @@
 """Border checks. Every file of a data set is read through here, because it may be missing, damaged or hostile."""
 
+import json
 import math
 import os
 import pickle
@@ -14,6 +15,7 @@ import numpy as np
 
 WAY_OUT = "see data/README.md for what goes where, or run `python -m datasets.synthetic --root data` for stand-ins"
 MAX_BYTES = 8 * 2**30  # the largest published file, ModelNet40's training .dat, holds 2 GiB
+MAX_LIST_BYTES = 2**26  # the largest published list, ShapeNetPart's training shapes, holds less than 1 MiB
 
 
 # ---------------------------------------------------------------------------------------------------- values and paths
@@ -136,6 +138,39 @@ def read_lines(path: Path, key: str) -> list[str]:
     if not lines:
         raise ValueError(f"{path}: the list is empty; {WAY_OUT}")
     return lines
+
+
+def read_json_list(path: Path, key: str) -> list[str]:
+    """Read a list of strings from a JSON file.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is larger than `MAX_LIST_BYTES` or holds anything else.
+    """
+    size = require_file(path, key).stat().st_size
+    if size > MAX_LIST_BYTES:
+        raise ValueError(f"{path}: {size} bytes; a list of more than {MAX_LIST_BYTES} is refused")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({error}); {WAY_OUT}") from error
+    if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
+        raise ValueError(f"{path}: expected a list of one or more strings; {WAY_OUT}")
+    return content
+
+
+def read_table(path: Path, columns: int, key: str) -> np.ndarray:
+    """Read lines of `columns` numbers, divided by spaces, as float32 (n, columns).
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it holds anything else, see `check_points`.
+    """
+    try:
+        values = np.loadtxt(require_file(path, key), dtype=np.float32, comments=None, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path}: not lines of {columns} numbers ({error})") from error
+    return check_points(values, path, (None, columns))
 
 
 def read_npy(path: Path, shape: tuple[int | None, ...], key: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import nn
 
 from models.classifier import Classifier
 from models.i2p_mae import I2P_MAE
+from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
 from models.settings import check_name, check_settings
 from models.teacher import build_teacher
@@ -19,6 +20,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "I2P_MAE_ScanObjectNN": partial(Classifier, num_classes=15, pooling="concat"),
     "Point_M2AE_ModelNet40": partial(Classifier, num_classes=40, pooling="sum", smooth=0.3),
     "Point_M2AE_ScanObjectNN": partial(Classifier, num_classes=15, pooling="concat", skip_first_token=True),
+    "Point_M2AE_SEG": PartSegmenter,  # of both methods
 }
 
 

@@ -1,9 +1,11 @@
-"""Pictures of what a pre-training model sees and makes."""
+"""Pictures of what a pre-training model sees and makes, and of the parts that a segmenter finds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from models.masked_autoencoder import MaskedAutoencoder
 from utils.files import atomic_write
 
 VISIBLE, MASKED, PREDICTED = "tab:blue", "tab:gray", "tab:orange"
+RIGHT, WRONG = "lightgray", "tab:red"
 
 
 @torch.no_grad()
@@ -43,13 +46,42 @@ def draw_reconstructions(model: MaskedAutoencoder, points: Tensor, path: Path) -
             for cloud_points, color in panel:
                 _scatter(axis, cloud_points.reshape(-1, 3), color)
             axis.set_title(title if cloud == 0 else "")
+    _write(figure, path)
+
+
+def draw_parts(points: Tensor, true: Tensor, predicted: Tensor, names: Sequence[str], path: Path) -> None:
+    """Write a PNG with a row per shape: true parts, predicted parts, wrong points.
+
+    Args:
+        points: (B, N, 3) on the CPU, y up.
+        true, predicted: (B, N) int64; the colour of a part is that of its last digit.
+        names: of the shapes.
+        path: the file to write, in an existing folder.
+    """
+    figure, axes = plt.subplots(
+        *(len(points), 3), figsize=(9, 2.6 * len(points)), subplot_kw={"projection": "3d"}, squeeze=False
+    )
+    for shape, row in enumerate(axes):
+        wrong = predicted[shape] != true[shape]
+        panels = [
+            (f"{names[shape]}: true parts", plt.cm.tab10((true[shape] % 10).numpy())),
+            ("predicted parts", plt.cm.tab10((predicted[shape] % 10).numpy())),
+            (f"{100 * wrong.float().mean():.1f} % wrong", [WRONG if error else RIGHT for error in wrong]),
+        ]
+        for axis, (title, colors) in zip(row, panels, strict=True):
+            _scatter(axis, points[shape], colors)
+            axis.set_title(title)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
     figure.tight_layout()
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
 
 
-def _scatter(axis: Axes3D, points: Tensor, color: str) -> None:
+def _scatter(axis: Axes3D, points: Tensor, color: str | Sequence) -> None:
     x, y, z = points.unbind(-1)
     axis.scatter(x, -z, y, s=4, c=color, depthshade=False)  # matplotlib's third axis points up
     for set_limits in (axis.set_xlim, axis.set_ylim, axis.set_zlim):

@@ -31,3 +31,68 @@ def mean_class_accuracy(logits: Tensor, labels: Tensor) -> float:
     count = torch.bincount(labels)
     present = count > 0
     return 100.0 * (torch.bincount(labels, weights=right)[present] / count[present]).mean().item()
+
+
+def own_argmax(log_probs: Tensor, own: Tensor) -> Tensor:
+    """The most probable part of each point among those of its shape's category.
+
+    Args:
+        log_probs: (n, N, parts).
+        own: (n, parts) bool, True = the category has the part.
+
+    Returns:
+        (n, N) int64.
+    """
+    return log_probs.masked_fill(~own.unsqueeze(1), -torch.inf).argmax(dim=-1)
+
+
+def shape_ious(predicted: Tensor, true: Tensor, own: Tensor) -> Tensor:
+    """Intersection over union of each shape, the mean over the parts of its category.
+
+    A part that is neither in the truth nor in the prediction counts 1.
+
+    Args:
+        predicted: (n, N) int64, parts in 0 … parts − 1.
+        true: (n, N) int64, likewise.
+        own: (n, parts) bool, True = the category has the part.
+
+    Returns:
+        (n,) float64, 0 to 1.
+    """
+    num_shapes, num_parts = own.shape
+    row = num_parts * torch.arange(num_shapes, device=true.device).unsqueeze(1)  # (n, 1): where a shape's counts start
+
+    def count(parts: Tensor) -> Tensor:
+        return torch.bincount(parts, minlength=num_shapes * num_parts).view(num_shapes, num_parts).double()
+
+    both = count((row + true)[predicted == true])
+    union = count((row + predicted).flatten()) + count((row + true).flatten()) - both
+    ious = torch.where(union > 0, both / union.clamp_min(1), 1.0)  # (n, parts)
+    return (ious * own).sum(dim=1) / own.sum(dim=1)
+
+
+def segmentation_scores(
+    predicted: Tensor, true: Tensor, categories: Tensor, parts_of_categories: Tensor
+) -> dict[str, float | list[float | None]]:
+    """The figures of part segmentation.
+
+    Args:
+        predicted: (n, N) int64, the part given to each point.
+        true: (n, N) int64, the part of each point.
+        categories: (n,) int64.
+        parts_of_categories: (categories, parts) bool, True = the category has the part.
+
+    Returns:
+        Percents: point_accuracy; instance_mIoU, the mean over all shapes; category_mIoU, a list with the mean over the
+        shapes of each category, None for one without a shape; class_mIoU, the mean over the categories with shapes.
+    """
+    ious = shape_ious(predicted, true, parts_of_categories[categories])
+    sums = torch.bincount(categories, weights=ious, minlength=len(parts_of_categories))
+    counts = torch.bincount(categories, minlength=len(parts_of_categories))
+    per_category = 100.0 * sums / counts  # NaN for a category without a shape
+    return {
+        "point_accuracy": 100.0 * (predicted == true).double().mean().item(),
+        "class_mIoU": per_category[counts > 0].mean().item(),
+        "instance_mIoU": 100.0 * ious.mean().item(),
+        "category_mIoU": [mean if count else None for mean, count in zip(per_category.tolist(), counts, strict=True)],
+    }

@@ -48,7 +48,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         train, test = training_loader(config, args), evaluation_loader(config, "test", args)
         chooser, name = selection_loader(config, args)
         run.note_data(train=train.dataset, test=test.dataset)
-        model = build_network(config["model"], "loss", mode).to(device)
+        model = build_network(config["model"], "num_classes", mode).to(device)
         check_labels(model, train, test)
         if args.ckpts and not args.resume:
             logger.info("%s", load_weights(model, args.ckpts))

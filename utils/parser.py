@@ -80,8 +80,8 @@ def _build_parser() -> argparse.ArgumentParser:
 
     mode = parser.add_argument_group("mode (at most one)").add_mutually_exclusive_group()
     mode.add_argument("--test_svm", choices=["modelnet40", "scan"], help="linear SVM on frozen features; needs --ckpts")
-    mode.add_argument("--finetune_model", action="store_true", help="train a classifier from --ckpts")
-    mode.add_argument("--scratch_model", action="store_true", help="train a classifier from random weights")
+    mode.add_argument("--finetune_model", action="store_true", help="train a classifier or segmenter from --ckpts")
+    mode.add_argument("--scratch_model", action="store_true", help="train one from random weights")
     mode.add_argument("--test", action="store_true", help="accuracy of the model in --ckpts")
     mode.add_argument("--profile", action="store_true", help="parameters and multiply-adds of the config's model")
 

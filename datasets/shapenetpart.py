@@ -1,0 +1,138 @@
+"""ShapeNetPart: shapes of 16 categories whose points are labelled with 50 parts, one text file each."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.draws import DrawnDataset
+from datasets.transforms import normalize_unit_sphere
+from datasets.untrusted import (
+    check_choice,
+    check_count,
+    read_json_list,
+    read_lines,
+    read_table,
+    require_folder,
+    require_listed,
+    safe_join,
+)
+
+PARTS: dict[str, range] = {  # category → its parts; the order gives the categories their labels
+    "Airplane": range(4),
+    "Bag": range(4, 6),
+    "Cap": range(6, 8),
+    "Car": range(8, 12),
+    "Chair": range(12, 16),
+    "Earphone": range(16, 19),
+    "Guitar": range(19, 22),
+    "Knife": range(22, 24),
+    "Lamp": range(24, 28),
+    "Laptop": range(28, 30),
+    "Motorbike": range(30, 36),
+    "Mug": range(36, 38),
+    "Pistol": range(38, 41),
+    "Rocket": range(41, 44),
+    "Skateboard": range(44, 47),
+    "Table": range(47, 50),
+}
+CATEGORIES = list(PARTS)
+NUM_PARTS = sum(map(len, PARTS.values()))
+SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
+
+
+def parts_of_categories() -> Tensor:
+    """Return (16, 50) bool, True = the part belongs to the category."""
+    ids = torch.arange(NUM_PARTS)
+    return torch.stack([(ids >= parts.start) & (ids < parts.stop) for parts in PARTS.values()])
+
+
+class ShapeNetPart(DrawnDataset):
+    """Clouds of `npoints` points, drawn with replacement anew every epoch, of shapes scaled to the unit sphere.
+
+    Items are points (npoints, 3), the category, and the part of each point (npoints,). Files are parsed at first access
+    and kept in memory, about 40 KB a shape and process.
+
+    Args:
+        root: folder of synsetoffset2category.txt, train_test_split/shuffled_{train,val,test}_file_list.json and
+            <synset>/<id>.txt, with `x y z nx ny nz part` a line. It may hold a part of the published categories.
+        subset: train, val, trainval (both) or test.
+        npoints: points to draw per item.
+        seed: the draw depends on (seed, epoch, index) alone, whichever worker makes it.
+
+    Raises:
+        FileNotFoundError: if the folder, a list, or a listed file is missing.
+        ValueError: if an argument, a list, or (when read) a file is not as described.
+    """
+
+    def __init__(self, root: str, subset: str, npoints: int, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.npoints = check_count(npoints, "npoints")
+        check_choice(subset, tuple(SPLITS), "subset")
+        folder = require_folder(root, "ROOT")
+        category_of = _read_categories(folder / "synsetoffset2category.txt")
+        self.class_names = CATEGORIES
+        self.files: list[Path] = []
+        labels: list[int] = []
+        for split in SPLITS[subset]:
+            listing = folder / f"train_test_split/shuffled_{split}_file_list.json"
+            files, categories = _read_split(listing, folder, category_of)
+            self.files += files
+            labels += categories
+        self.labels = np.array(labels, dtype=np.int64)
+        self._clouds: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
+        index = range(len(self))[index]
+        if index not in self._clouds:
+            self._clouds[index] = self._read(index)
+        points, parts = self._clouds[index]
+        chosen = torch.randint(len(points), (self.npoints,), generator=self.generator(index))
+        return points[chosen], int(self.labels[index]), parts[chosen].long()
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        """All points of a shape (n, 3), in the unit sphere, and their parts (n,) uint8."""
+        path, category = self.files[index], CATEGORIES[self.labels[index]]
+        rows = read_table(path, 7, "ROOT")
+        own, found = PARTS[category], rows[:, 6]
+        if (wrong := ~np.isin(found, own)).any():
+            row = int(wrong.argmax())
+            raise ValueError(
+                f"{path}: row {row} (counted from 0) has the part {found[row]:g}; the parts of the category {category} "
+                f"are {own.start} to {own.stop - 1}"
+            )
+        return normalize_unit_sphere(torch.from_numpy(rows[:, :3])), torch.from_numpy(found.astype(np.uint8))
+
+
+def _read_categories(path: Path) -> dict[str, int]:
+    """Read the label of the category that each synset stands for."""
+    category_of = {}
+    for line in read_lines(path, "ROOT"):
+        match = re.fullmatch(r"(\w+)\s+(\d+)", line)
+        if match is None or match[1] not in PARTS:
+            raise ValueError(
+                f"{path}: {line!r} is not of the form <category> <synset>, with a category of {', '.join(PARTS)}"
+            )
+        category_of[match[2]] = CATEGORIES.index(match[1])
+    return category_of
+
+
+def _read_split(listing: Path, folder: Path, category_of: dict[str, int]) -> tuple[list[Path], list[int]]:
+    """Read the files and the categories of the shapes that a list names as `shape_data/<synset>/<id>`."""
+    files, categories = [], []
+    for name in read_json_list(listing, "ROOT"):
+        match = re.fullmatch(r"shape_data/([^/]+)/([^/]+)", name)
+        if match is None or match[1] not in category_of:
+            raise ValueError(
+                f"{listing}: {name!r} is not of the form shape_data/<synset>/<id>, with a synset of "
+                "synsetoffset2category.txt"
+            )
+        files.append(safe_join(folder, f"{match[1]}/{match[2]}.txt"))
+        categories.append(category_of[match[1]])
+    require_listed(files, listing, "ROOT")
+    return files, categories

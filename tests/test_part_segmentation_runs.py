@@ -1,0 +1,227 @@
+"""Part segmentation through main.py, with small models on generated shapes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from datasets.synthetic import write_modelnet_svm, write_shapenet, write_shapenetpart
+from datasets.transforms import AUGMENTATIONS
+from tests.test_runs import AUTOENCODER, ENCODER, SHAPENET, SVM_DATA, TRAINING, run, write_config
+from tools.figures import draw_parts
+from utils.config import load_config
+
+CLASSES = ["mug", "knife", "table"]
+CATEGORIES = ["Knife", "Mug", "Table"]  # in the order of their labels
+PART_DATA = {
+    split: {
+        "NAME": "ShapeNetPart",
+        "ROOT": "data/shapenetcore_partanno_segmentation_benchmark_v0_normal",
+        "others": {"subset": subset, "npoints": 64},
+    }
+    for split, subset in (("train", "trainval"), ("test", "test"))
+}
+CONFIGS = {
+    "part-segmentation/small": {
+        **TRAINING,
+        "grad_norm_clip": 10,
+        "augmentation": "scale_and_translate_small",
+        "dataset": PART_DATA,
+        "model": {"NAME": "Point_M2AE_SEG", **ENCODER, "point_dims": [64, 48]},
+    },
+    "pre-training/m2ae": {
+        **TRAINING,
+        "max_epoch": 0,
+        "dataset": {"train": SHAPENET, **SVM_DATA},
+        "model": {"NAME": "Point_M2AE", **AUTOENCODER},
+    },
+}
+CONFIG = "part-segmentation/small"
+SCORES = ("point_accuracy", "class_mIoU", "instance_mIoU")
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    """A folder with the generated data sets and the small configs."""
+    folder = tmp_path_factory.mktemp("playground")
+    data = folder / "data"
+    write_shapenetpart(data, classes=CLASSES, train=8, test=2, num_points=96)
+    write_shapenet(data, classes=CLASSES, train=2, test=1, num_points=128)
+    write_modelnet_svm(data, classes=CLASSES, train=2, test=1, num_points=128)
+    for name, config in CONFIGS.items():
+        write_config(folder, name, config)
+    return folder
+
+
+@pytest.fixture
+def here(playground, monkeypatch):
+    monkeypatch.chdir(playground)
+    return playground
+
+
+@pytest.fixture(scope="module")
+def finetuned(playground):
+    """The run folder of a segmenter fine-tuned from a pre-trained encoder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(playground)
+        assert run("pre-training/m2ae", "--exp_name", "base") == 0
+        pretrained = playground / "experiments/pre-training/m2ae/base/ckpt-last.pth"
+        assert run(CONFIG, "--finetune_model", "--ckpts", pretrained, "--exp_name", "base") == 0
+    return playground / "experiments" / CONFIG / "base"
+
+
+def results_in(folder: Path, mode: str) -> dict:
+    return json.loads((folder / "results.json").read_text())[mode]
+
+
+def test_finetuning_takes_the_pretrained_encoder(finetuned):
+    log = next(finetuned.glob("*.log")).read_text()
+    loaded = next(line for line in log.splitlines() if "loaded" in line)
+    kept = loaded.partition("kept as initialised: ")[2]
+    assert "propagations" in kept
+    assert "h_encoder" not in kept
+
+
+def test_finetuning_reports_the_best_and_the_final_segmenter(finetuned):
+    results = results_in(finetuned, "part segmentation, fine-tuning")
+    assert results["protocol"] == "instance mIoU on ShapeNetPart, test split"
+    assert "ShapeNetPart, test split" in results["best_chosen_on"]
+    assert results["final_epoch"] == 1
+    for name in ("best", "final"):
+        scores = results[name]
+        assert scores["instance_mIoU"] == results[f"{name}_accuracy"]
+        assert list(scores["category_mIoU"]) == CATEGORIES
+        assert all(0 <= scores[key] <= 100 for key in SCORES)
+        assert scores["class_mIoU"] == pytest.approx(sum(scores["category_mIoU"].values()) / len(CATEGORIES))
+    log = next(finetuned.glob("*.log")).read_text()
+    assert "chosen on instance mIoU on ShapeNetPart, test split" in log
+    assert "mIoU of Knife" in log
+    assert (finetuned / "parts.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("checkpoint", ["best", "last"])
+def test_testing_gives_the_figures_of_training(here, finetuned, checkpoint):
+    flags = ("--test", "--ckpts", finetuned / f"ckpt-{checkpoint}.pth", "--exp_name", checkpoint)
+    assert run(CONFIG, *flags) == 0
+    folder = Path("experiments", CONFIG, checkpoint)
+    measured = results_in(folder, "part segmentation")
+    trained = results_in(finetuned, "part segmentation, fine-tuning")[{"last": "final"}.get(checkpoint, checkpoint)]
+    assert {key: measured[key] for key in trained} == trained
+    assert (folder / "parts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_from_scratch(here):
+    assert run(CONFIG, "--scratch_model", "--exp_name", "scratch", "--val_freq", 2) == 0
+    results = results_in(Path("experiments", CONFIG, "scratch"), "part segmentation, training from scratch")
+    assert results["final"]["instance_mIoU"] == results["final_accuracy"]
+
+
+def optimizer_steps(run_folder: Path) -> float:
+    state = torch.load(run_folder / "ckpt-last.pth", weights_only=True)["optimizer"]["state"]
+    return float(state[0]["step"])
+
+
+def test_one_optimizer_step_a_batch(finetuned):
+    assert optimizer_steps(finetuned) == 10  # two epochs with 30 // 6 batches
+
+
+def test_selection_on_held_out_shapes(here):
+    assert run(CONFIG, "--scratch_model", "--select_on", "val", "--exp_name", "selected") == 0
+    folder = Path("experiments", CONFIG, "selected")
+    results = results_in(folder, "part segmentation, training from scratch")
+    assert "a held-out tenth of the training split" in results["best_chosen_on"]
+    assert results["protocol"] == "instance mIoU on ShapeNetPart, test split"
+    assert results["best_accuracy"] == results["best"]["instance_mIoU"]
+    assert optimizer_steps(folder) == 8  # two epochs with 27 // 6 batches
+
+
+def test_a_finished_run_resumes_to_the_same_results(here, finetuned):
+    before = results_in(finetuned, "part segmentation, fine-tuning")
+    flags = ("--finetune_model", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "base", "--resume")
+    assert run(CONFIG, *flags) == 0
+    after = results_in(finetuned, "part segmentation, fine-tuning")
+    assert before.keys() == after.keys()
+    assert [key for key in after if after[key] != before[key]] == ["seconds", "about"]  # about: which --ckpts
+
+
+def test_a_released_checkpoint_is_tested(here, finetuned, tmp_path):
+    """Published files hold the weights under model_state_dict."""
+    state = torch.load(finetuned / "ckpt-last.pth", weights_only=True)["base_model"]
+    torch.save({"model_state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "seg.pth")
+    assert run(CONFIG, "--test", "--ckpts", tmp_path / "seg.pth", "--exp_name", "released") == 0
+    measured = results_in(Path("experiments", CONFIG, "released"), "part segmentation")
+    assert measured["instance_mIoU"] == results_in(finetuned, "part segmentation, fine-tuning")["final_accuracy"]
+
+
+def test_the_augmentation_of_the_protocol():
+    corners = torch.tensor([[0.0, 0, 0], [1, 1, 1]]).expand(500, 2, 3)
+    moved = AUGMENTATIONS["scale_and_translate_small"](corners, torch.Generator().manual_seed(0))
+    shift, scale = moved[:, 0], moved[:, 1] - moved[:, 0]
+    assert (shift.min(), shift.max()) == pytest.approx((-0.1, 0.1), abs=2e-3)
+    assert (scale.min(), scale.max()) == pytest.approx((0.8, 1.25), abs=2e-3)
+
+
+def test_a_dry_run_leaves_nothing(here):
+    assert run(CONFIG, "--scratch_model", "--dry_run", "--exp_name", "dry") == 0
+    assert not Path("experiments", CONFIG, "dry").exists()
+
+
+def test_a_picture_shows_the_prediction(tmp_path):
+    true = torch.tensor([[16, 16, 17, 18]])
+    points = torch.rand(1, 4, 3, generator=torch.Generator().manual_seed(0))
+    pictures = []
+    for predicted in (true, true, true.flip(1)):
+        draw_parts(points, true, predicted, ["Earphone"], tmp_path / "parts.png")
+        pictures.append((tmp_path / "parts.png").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+# ---- what is refused ----
+
+
+def refuse(capsys, config: str, *flags: object) -> str:
+    capsys.readouterr()
+    assert run(config, "--exp_name", "refused", *flags) == 1
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_voting_is_refused(here, capsys, finetuned):
+    line = refuse(capsys, CONFIG, "--test", "--vote", "--ckpts", finetuned / "ckpt-last.pth")
+    assert "--vote averages the predictions of a classifier" in line
+    assert not Path("experiments", CONFIG, "refused").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"NAME": "Point_M2AE_SEG", **ENCODER, "num_parts": 49},
+        {"NAME": "Point_M2AE_SEG", **ENCODER, "num_categories": 3},
+        {"NAME": "Point_M2AE_ModelNet40", **ENCODER},
+    ],
+    ids=["parts", "categories", "classifier"],
+)
+def test_a_model_that_does_not_fit_the_parts_is_refused(here, capsys, model):
+    write_config(here, "part-segmentation/unfit", {**CONFIGS[CONFIG], "model": model})
+    line = refuse(capsys, "part-segmentation/unfit", "--scratch_model")
+    assert f"model.NAME is {model['NAME']}, but part segmentation needs Point_M2AE_SEG with num_parts 50" in line
+
+
+def test_a_checkpoint_of_another_model_is_refused(here, capsys, finetuned):
+    pretrained = here / "experiments/pre-training/m2ae/base/ckpt-last.pth"
+    line = refuse(capsys, CONFIG, "--test", "--ckpts", pretrained)
+    assert "give a checkpoint of a part segmenter with 50 parts" in line
+
+
+def test_the_shipped_configs_are_those_of_the_protocol():
+    root = Path(main.__file__).parent
+    paths = sorted((root / "cfgs/part-segmentation").glob("*.yaml"))
+    assert [path.stem for path in paths] == ["i2p-mae", "point-m2ae"]
+    for path in paths:
+        config = load_config(path)
+        assert config.optimizer.kwargs == {"lr": 2e-4, "weight_decay": 0.05}
+        assert config.scheduler.kwargs == {"epochs": 300, "initial_epochs": 10}
+        assert (config.total_bs, config.max_epoch, config.grad_norm_clip) == (16, 300, 10)
+        assert [config.dataset[name].others.subset for name in ("train", "test")] == ["trainval", "test"]
+        assert config.model.local_radius == [0.32, 0.64, 1.28]
