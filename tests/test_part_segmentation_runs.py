@@ -205,7 +205,8 @@ def test_voting_is_refused(here, capsys, finetuned):
 def test_a_model_that_does_not_fit_the_parts_is_refused(here, capsys, model):
     write_config(here, "part-segmentation/unfit", {**CONFIGS[CONFIG], "model": model})
     line = refuse(capsys, "part-segmentation/unfit", "--scratch_model")
-    assert f"model.NAME is {model['NAME']}, but part segmentation needs Point_M2AE_SEG with num_parts 50" in line
+    assert f"model.NAME is {model['NAME']}, but part segmentation needs" in line
+    assert "Point_M2AE_SEG" in line
 
 
 def test_a_checkpoint_of_another_model_is_refused(here, capsys, finetuned):
