@@ -8,16 +8,13 @@ machine disturbs all alike; the ratios are the figures to read.
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import shlex
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import CASES, SIZES, Call, Case
+from benchmarks.machine import machine, time_on_gpu, timer, versions
 from utils.device import choose_device
 
 PACKAGES = ("torch", "cuda-core", "numpy", "scipy", "scikit-learn", "fpsample", "torch_cluster")
@@ -74,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print_row(row, ceiling)
             rows.append(row)
     command = shlex.join(["python", "-m", "benchmarks.bench_extensions", *(sys.argv[1:] if argv is None else argv)])
-    about = {"command": command, "note": args.note, "machine": machine(device), "versions": versions()}
+    about = {"command": command, "note": args.note, "machine": machine(device), "versions": versions(PACKAGES)}
     args.out.mkdir(parents=True, exist_ok=True)
     results = {**about, "ceiling": ceiling, "rows": [asdict(row) for row in rows]}
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -151,36 +149,19 @@ def measure(
     calls: dict[str, Call], device: torch.device, limits: Limits
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds of each run of each call, taken in turns, and how each result agrees with ours."""
-    timer = time_on_gpu if device.type == "cuda" else time_on_cpu
+    seconds = timer(device)
     results = {name: call() for name, call in calls.items()}  # the first run compiles and fills caches
     agreements = {name: agreement(results["ours"], result) for name, result in results.items()}
     runs = {
-        name: min(limits.most, max(limits.fewest, int(limits.contender / timer(call)))) for name, call in calls.items()
+        name: min(limits.most, max(limits.fewest, int(limits.contender / seconds(call))))
+        for name, call in calls.items()
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(max(runs.values())):
         for name, call in calls.items():
             if i < runs[name]:
-                times[name].append(timer(call))
+                times[name].append(seconds(call))
     return times, agreements
-
-
-def time_on_cpu(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def time_on_gpu(call: Callable[[], object]) -> float:
-    """Seconds of one call between two events of the current stream."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
 
 
 def agreement(ours: Tensor, other: Tensor) -> str:
@@ -207,31 +188,6 @@ def print_row(row: Row, ceiling: dict[str, float]) -> None:
         flop, traffic = row.gflop_per_s / ceiling["gflop_per_s"], row.gb_per_s / ceiling["gb_per_s"]
         line += f"  {row.gflop_per_s:.0f} GFLOP/s ({flop:.1%}), {row.gb_per_s:.1f} GB/s ({traffic:.1%})"
     print(line, flush=True)
-
-
-def machine(device: torch.device) -> dict[str, str | int]:
-    """What the figures were taken on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    about: dict[str, str | int] = {
-        "system": platform.system(),
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count() or 1,
-        "threads": torch.get_num_threads(),
-    }
-    if device.type == "cuda":
-        about["gpu"] = torch.cuda.get_device_name(device)
-    return about
-
-
-def versions() -> dict[str, str]:
-    """Versions of what takes part, as far as it is installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def plot(rows: list[Row], file: Path) -> None:

@@ -1,0 +1,116 @@
+"""How fast pre-training's clouds come: from their files, from a pack, and from the memory of the device.
+
+    python -m benchmarks.bench_data [--device cpu|cuda] [--clouds N] [--batch B] [--workers W]
+        [--epochs E] [--folder FOLDER] [--out FOLDER] [--note TEXT]
+
+Generates files, then times whole epochs until each batch is on the device; nothing is trained. The three run in turns,
+so that a busy machine disturbs all alike. Prints a table of medians and writes results.json. All files fit into the
+page cache, so that no disk is measured: what a pack saves in seeks comes on top.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.machine import machine, timer, versions
+from datasets.pack import pack
+from datasets.resident import ResidentLoader
+from tools.builder import training_loader
+from tools.engine import Batch
+from tools.report import format_table
+from utils.device import choose_device
+from utils.parser import parse_args as parse_training_args
+
+PACKAGES = ("torch", "numpy")
+CONFIG = "cfgs/pre-training/i2p-mae.yaml"
+N_POINTS, NPOINTS = 8192, 2048  # of a file, of an item
+
+
+@dataclass
+class Row:
+    """One source of batches."""
+
+    source: str
+    clouds_per_s: float
+    epochs: int
+    ratio: float  # its rate in times of that of the files
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure all three and write the results."""
+    args = parse_args(argv)
+    device = torch.device(args.device)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        rows = measure(loaders(Path(folder), args.clouds, args.batch, args.workers, device), device, args.epochs)
+    table = [[row.source, row.clouds_per_s, row.ratio] for row in rows]
+    print(format_table(table, ["source", "clouds/s", "× files"]))
+    command = shlex.join(["python", "-m", "benchmarks.bench_data", *(sys.argv[1:] if argv is None else argv)])
+    about = {"command": command, "note": args.note, "machine": machine(device), "versions": versions(PACKAGES)}
+    sizes = {"clouds": args.clouds, "n_points": N_POINTS, "npoints": NPOINTS, "batch": args.batch}
+    results = {**about, **sizes, "workers": args.workers, "rows": [asdict(row) for row in rows]}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"written: {args.out / 'results.json'}")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; `out` defaults to a folder of the device."""
+    parser = argparse.ArgumentParser(description="time the sources of pre-training's clouds")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
+    parser.add_argument("--clouds", type=int, default=512, help="files to generate, 96 KiB each (%(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="clouds per batch (%(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read files or the pack (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=11, help="epochs of each (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="where to generate the files (default: the system's temporary)")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/data-DEVICE)")
+    parser.add_argument("--note", default="", help="kept with the results, such as: shared machine")
+    args = parser.parse_args(argv)
+    args.out = args.out or Path("benchmarks/results") / f"data-{args.device}"
+    return args
+
+
+def loaders(folder: Path, clouds: int, batch: int, workers: int, device: torch.device) -> dict[str, Iterable[Batch]]:
+    """Generate files, and make the loaders that training would use of them."""
+    (folder / "files").mkdir()
+    names = [f"{i:08d}-cloud.npy" for i in range(clouds)]
+    for subset in ("train", "test"):
+        (folder / f"{subset}.txt").write_text("\n".join(names))
+    rng = np.random.default_rng(0)
+    for name in names:
+        np.save(folder / "files" / name, rng.standard_normal((N_POINTS, 3), np.float32))
+    place = {"DATA_PATH": str(folder), "PC_PATH": str(folder / "files"), "N_POINTS": N_POINTS}
+    entry = {"NAME": "ShapeNet", **place, "others": {"subset": "train", "npoints": NPOINTS}}
+    config = {"dataset": {"train": entry}, "total_bs": batch}
+    args = parse_training_args(["--config", CONFIG, "--num_workers", str(workers)])
+    files = training_loader(config, args)
+    pack(str(folder), str(folder / "files"), N_POINTS)
+    packed = training_loader(config, args)
+    return {"files": files, "pack": packed, "resident": ResidentLoader(packed.dataset, batch, device)}
+
+
+def measure(sources: dict[str, Iterable[Batch]], device: torch.device, epochs: int) -> list[Row]:
+    """Time epochs of each source in turns, after one that is not counted."""
+
+    def epoch(loader: Iterable[Batch]) -> int:
+        return sum(len(points.to(device, non_blocking=True)) for points, _ in loader)
+
+    clouds = {name: epoch(loader) for name, loader in sources.items()}  # starts workers, fills caches
+    times: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(epochs):
+        for name, loader in sources.items():
+            times[name].append(timer(device)(lambda loader=loader: epoch(loader)))
+    rates = {name: clouds[name] / statistics.median(seconds) for name, seconds in times.items()}
+    return [Row(name, rate, epochs, rate / rates["files"]) for name, rate in rates.items()]
+
+
+if __name__ == "__main__":
+    main()
