@@ -1,6 +1,6 @@
 # make demo   generate shapes, pre-train, evaluate, fine-tune; closes with a table and a picture
 # make test   style, types, tests
-# make bench  time the extensions (on a GPU: make bench BENCH="--device cuda")
+# make bench  time the extensions and a training step (on a GPU: make bench BENCH="--device cuda")
 # All work on a machine that has only Python (with venv) and make: they create .venv and install what is missing.
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -41,6 +41,7 @@ test: lint
 
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.bench_extensions $(BENCH)
+	$(BIN)/python -m benchmarks.bench_train_step $(BENCH)
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -15,3 +15,5 @@ else
     echo "compute-sanitizer is not installed: the kernels were not run under it"
 fi
 "$python" -m benchmarks.bench_extensions --device cuda
+"$python" -m benchmarks.bench_train_step --device cuda --amp none bf16
+"$python" -m benchmarks.bench_data --device cuda
