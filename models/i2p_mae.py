@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +53,11 @@ class I2P_MAE(MaskedAutoencoder):
     Args:
         clip_config: arguments of `models.teacher.build_teacher`; with `visual_encoder` None the model has no teacher
             and only extracts features.
-        mask_temperature: divides the saliency before the softmax that draws the mask; 1 as released.
+        mask_temperature: divides the saliency before the softmax that draws the mask; 1 as released, infinity (.inf in
+            a config) for a mask that is drawn uniformly.
         teacher: used instead of building one from `clip_config`; any module with the interface of `models.teacher`.
+        losses: which act: the Chamfer distance at masked tokens, the 2D features at visible ones, or both as released.
+            The head of a loss that does not act stays untrained.
         **settings: those of `MaskedAutoencoder`.
     """
 
@@ -65,18 +68,21 @@ class I2P_MAE(MaskedAutoencoder):
         clip_config: Mapping[str, Any] | None = None,
         mask_temperature: float = 1.0,
         teacher: CLIPTeacher | None = None,
+        losses: Literal["3d", "2d", "both"] = "both",
         **settings: Any,
     ):
         super().__init__(**settings)
-        if mask_temperature <= 0:
+        if not mask_temperature > 0:  # refuses NaN too
             raise ValueError(f"mask_temperature must be positive, got {mask_temperature}")
+        if losses not in ("3d", "2d", "both"):
+            raise ValueError(f"losses must be '3d', '2d' or 'both', got {losses!r}")
         if clip_config is not None and teacher is None:
             teacher, feat_dim = build_teacher(**clip_config), clip_config["feat_dim"]
         elif teacher is not None and clip_config is None:
             feat_dim = teacher.feat_dim
         else:
             raise ValueError("I2P_MAE needs a teacher: give either model.clip_config or teacher=")
-        self.mask_temperature = mask_temperature
+        self.mask_temperature, self.losses = mask_temperature, losses
         self.teacher = teacher
         self.rec_head_3d = PointwiseConv(self.decoder_dim, 3 * self.group_sizes[1])
         self.rec_head_2d = PointwiseConv(self.decoder_dim, self.group_sizes[1] * len(VIEWS) * feat_dim)
@@ -92,9 +98,9 @@ class I2P_MAE(MaskedAutoencoder):
             generator: source of the draw's randomness; None = PyTorch's own.
 
         Returns:
-            0-d tensors: loss, loss_3d, loss_2d; visible_tokens, those of level 1 in a cloud; and visible_saliency, the
-            share of the coarse tokens' saliency that the visible ones hold (0.2 if the mask ignored it, at a mask ratio
-            of 0.8).
+            0-d tensors: loss; loss_3d and loss_2d, those of the two that act; visible_tokens, those of level 1 in a
+            cloud; and visible_saliency, the share of the coarse tokens' saliency that the visible ones hold (0.2 if the
+            mask ignored it, at a mask ratio of 0.8).
         """
         with beside(points) as join:
             views = self.look(points)
@@ -105,12 +111,14 @@ class I2P_MAE(MaskedAutoencoder):
         mask = self.mask(saliency / self.mask_temperature, coarse_mask, generator)
         encoded = self.h_encoder(groups, mask, tokens)
         decoded = self.decode(groups, encoded)
-        loss_3d = self.loss_3d(self.rec_head_3d, decoded, groups[1], encoded[1].mask)
-        loss_2d = self.loss_2d(decoded, groups[1], encoded[1], views)
+        losses = {}
+        if self.losses != "2d":
+            losses["loss_3d"] = self.loss_3d(self.rec_head_3d, decoded, groups[1], encoded[1].mask)
+        if self.losses != "3d":
+            losses["loss_2d"] = self.loss_2d(decoded, groups[1], encoded[1], views)
         return {
-            "loss": loss_3d + loss_2d,
-            "loss_3d": loss_3d,
-            "loss_2d": loss_2d,
+            "loss": torch.stack(list(losses.values())).sum(),
+            **losses,
             "visible_tokens": visible_tokens(encoded[1].mask),
             "visible_saliency": (saliency.masked_fill(mask, 0).sum(1) / saliency.sum(1)).mean(),
         }

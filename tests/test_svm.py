@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import SVC
 
-from tools.svm import choose_C, linear_svm_accuracy
+from tools.svm import choose_C, fit_linear_svms, linear_svm_accuracy
 
 
 @pytest.fixture
@@ -64,3 +66,18 @@ def test_refuses_too_few_classes_or_clouds(clouds):
         linear_svm_accuracy(train, labels * 0, test, test_labels, 1.0)
     with pytest.raises(ValueError, match="a class has only one"):
         choose_C(train[:31], labels[:31])
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(2, 7), st.sampled_from([0.0, 0.3, 2.0]), st.sampled_from([0.01, 1.0, 30.0])
+)
+def test_predictions_are_those_of_the_linear_kernel(seed, num_classes, separation, C):
+    rng = np.random.default_rng(seed)
+    labels = 3 * np.r_[np.arange(num_classes).repeat(2), rng.integers(num_classes, size=60)]  # any order, any labels
+    centers = rng.normal(size=(3 * num_classes, 10))
+    features = separation * centers[labels] + rng.normal(size=(len(labels), 10))
+    test = separation * centers[rng.choice(labels, 200)] + rng.normal(size=(200, 10))
+    (ours,) = fit_linear_svms(features, labels, [C])
+    expected = SVC(kernel="linear", C=C).fit(features, labels)
+    assert np.array_equal(ours.predict(test), expected.predict(test))

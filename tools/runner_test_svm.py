@@ -1,4 +1,4 @@
-"""`--test_svm`: a linear SVM on the features of a frozen, pre-trained encoder."""
+"""`--test_svm`: linear SVMs and nearest neighbours on the features of a frozen, pre-trained encoder."""
 
 import logging
 from argparse import Namespace
@@ -11,10 +11,11 @@ from torch.utils.data import DataLoader
 
 from tools.builder import build_network, evaluation_loader
 from tools.engine import extract_features
-from tools.report import format_table, open_run
-from tools.svm import choose_C, linear_svm_accuracy
+from tools.probes import Features, load_features, probe, probe_table, save_features
+from tools.report import describe, format_table, open_run
 from utils.checkpoint import load_weights
 from utils.device import choose_device
+from utils.distributed import on_main
 from utils.seed import seed_everything
 
 logger = logging.getLogger(__name__)
@@ -25,43 +26,59 @@ DATASET_OF_FLAG = {"modelnet40": "ModelNet40_SVM", "scan": "ScanObjectNN"}
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
-    """Measure the checkpoint `args.ckpts` by linear SVMs.
+    """Measure the features of the checkpoint `args.ckpts`.
 
     Args:
         config: resolved config with `model`, `dataset.svm_train`, `dataset.svm_test` and `svm.C`.
-        args: command line.
+        args: command line; with `save_features` the features are kept, or taken from the file if it is there.
 
     Returns:
-        The protocol; the test accuracy with the config's C; the C chosen by cross-validation on the training features,
-        its cross-validated accuracy and its test accuracy. In percent.
+        The protocol, the checkpoint and what `tools.probes.probe` returned.
 
     Raises:
-        ValueError: if the flag names another data set than the config, or the checkpoint does not fit.
+        ValueError: if the flag names another data set than the config, the checkpoint does not fit, or kept features
+            belong to another checkpoint, model or data set.
     """
     _check_flag(config, args)
     with open_run(config, args, MODE, training=False) as run:
         seed_everything(args.seed, args.deterministic)
-        device = choose_device()
-        model = build_network(without_teacher(config["model"]), "encode", MODE).to(device)
-        logger.info("%s", load_weights(model, args.ckpts))
-        features = svm_features(model, svm_loaders(config, args), device)
-        C = config["svm"]["C"]
-        chosen_C, cross_validated = choose_C(*features[:2])
+        loaders = svm_loaders(config, args)
+        run.note_data(svm_train=loaders[0].dataset, svm_test=loaders[1].dataset)
+        features = _features(config, args, loaders, run.about["data"])
         results = {
             "protocol": f"linear SVM on {config['dataset']['svm_test']['NAME']}, test split",
             "checkpoint": str(args.ckpts),
-            "C": C,
-            "accuracy": linear_svm_accuracy(*features, C),
-            "chosen_C": chosen_C,
-            "chosen_C_cross_validated_accuracy": cross_validated,
-            "chosen_C_accuracy": linear_svm_accuracy(*features, chosen_C),
+            **on_main(lambda: probe(features, config["svm"]["C"])),
         }
-        rows = [
-            [f"C = {C:g}, from the config", results["accuracy"]],
-            [f"C = {chosen_C:g}, cross-validated on the training split", results["chosen_C_accuracy"]],
-        ]
-        logger.info("%s\n%s", MODE, format_table(rows, [results["protocol"], "%"]))
+        title = f"probes on {config['dataset']['svm_test']['NAME']}, test split"
+        logger.info("%s\n%s", MODE, format_table(probe_table(results), [title, "%"]))
         return run.finish(results)
+
+
+def _features(
+    config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader, DataLoader], data: dict[str, Any]
+) -> Features:
+    """Encode both splits, or take the features that `--save_features` kept; `data` are the splits' fingerprints."""
+    model_config, path = without_teacher(config["model"]), args.save_features
+    origin = {
+        "checkpoint_sha256": describe(config, args)["checkpoint_sha256"],
+        "model": model_config,
+        "dataset": {split: config["dataset"][split] for split in ("svm_train", "svm_test")},
+        "data": data,
+    }
+    if path and on_main(path.exists):
+        logger.info("features of this checkpoint are in %s: nothing is encoded", path)
+        return on_main(lambda: load_features(path, origin))
+    if path:
+        on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+    device = choose_device()
+    model = build_network(model_config, "encode", MODE).to(device)
+    logger.info("%s", load_weights(model, args.ckpts))
+    features = Features(*svm_features(model, loaders, device))
+    if path:
+        on_main(lambda: save_features(path, features, origin))
+        logger.info("features in %s", path)
+    return features
 
 
 def svm_loaders(config: dict[str, Any], args: Namespace) -> tuple[DataLoader, DataLoader]:

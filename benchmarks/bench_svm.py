@@ -1,0 +1,93 @@
+"""How fast the linear SVM is that runs after each epoch of pre-training, beside SVC(kernel="linear").
+
+    python -m benchmarks.bench_svm [--quick] [--runs N] [--out FOLDER] [--note TEXT]
+
+Random features of the size of ModelNet40's, of classes that lie well apart and of classes that overlap. Both fit and
+predict in turns, so that a busy machine disturbs both alike; the first turn is not counted. Prints a table of medians
+with the share of clouds for which both predict the same class, and writes results.json. `--quick`: fewer clouds.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.svm import SVC
+
+from benchmarks.machine import machine, time_on_cpu, versions
+from tools.report import format_table
+from tools.svm import check_features, fit_linear_svms
+
+PACKAGES = ("torch", "numpy", "scikit-learn", "scipy")
+CLASSES, CHANNELS = 40, 384
+CLOUDS = {False: (9843, 2468), True: (1000, 250)}  # training and test clouds; quick or not
+SEPARATIONS = {"apart": 1.0, "overlapping": 0.15}  # deviation of the centres of classes in times of that within one
+C = 0.01  # of pre-training
+
+Data = tuple[np.ndarray, np.ndarray, np.ndarray]  # training features, training labels, test features
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure both kinds of features and write the results."""
+    parser = argparse.ArgumentParser(description="time the linear SVM beside scikit-learn's")
+    parser.add_argument("--quick", action="store_true", help="fewer clouds")
+    parser.add_argument("--runs", type=int, default=5, help="turns that count (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/svm"), help="folder (%(default)s)")
+    parser.add_argument("--note", default="", help="kept with the results, such as: shared machine")
+    args = parser.parse_args(argv)
+    sizes = CLOUDS[args.quick]
+    rows = [measure(name, features(separation, *sizes), args.runs) for name, separation in SEPARATIONS.items()]
+    print(format_table([list(row.values()) for row in rows], list(rows[0])))
+    command = shlex.join(["python", "-m", "benchmarks.bench_svm", *(sys.argv[1:] if argv is None else argv)])
+    about = {"command": command, "note": args.note, "machine": machine(torch.device("cpu"))}
+    data = {"clouds": sizes, "channels": CHANNELS, "number_of_classes": CLASSES, "C": C, "runs": args.runs}
+    results = {**about, "versions": versions(PACKAGES), **data, "rows": rows}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(f"written: {args.out / 'results.json'}")
+
+
+def features(separation: float, train: int, test: int) -> Data:
+    """Draw float32 features around a random centre per class."""
+    rng = np.random.default_rng(0)
+    centers = separation * rng.normal(size=(CLASSES, CHANNELS))
+    labels = rng.permutation(np.arange(train + test) % CLASSES)
+    points = (centers[labels] + rng.normal(size=(train + test, CHANNELS))).astype(np.float32)
+    return points[:train], labels[:train], points[train:]
+
+
+def measure(classes: str, data: Data, runs: int) -> dict[str, Any]:
+    """Time both in turns; seconds and their ratio are medians over the turns."""
+    found = {}
+
+    def turn() -> list[float]:
+        return [time_on_cpu(lambda way=way: found.update({way: way(data)})) for way in (ours, svc)]
+
+    turns = [turn() for _ in range(runs + 1)][1:]
+    seconds = [statistics.median(times) for times in zip(*turns, strict=True)]
+    ratio = statistics.median(theirs / own for own, theirs in turns)
+    same = 100 * float(np.mean(found[ours] == found[svc]))
+    return {"classes": classes, "ours, s": seconds[0], "SVC, s": seconds[1], "SVC / ours": ratio, "same, %": same}
+
+
+def ours(data: Data) -> np.ndarray:
+    """What `linear_svm_accuracy` does to predict."""
+    train, labels, test = data
+    (svm,) = fit_linear_svms(check_features(train, "training"), labels, [C])
+    return svm.predict(check_features(test, "test"))
+
+
+def svc(data: Data) -> np.ndarray:
+    """Let scikit-learn do it."""
+    train, labels, test = data
+    return SVC(kernel="linear", C=C).fit(train, labels).predict(test)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Nearest neighbours beside the SVMs, and the file that keeps features."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from tests.test_runs import here, playground, pretrained, results_of, run  # noqa: F401
+from tools import runner_test_svm
+from tools.probes import Features, choose_k, knn_accuracy, load_features, probe, probe_table, save_features
+from tools.svm import choose_C, linear_svm_accuracy
+
+ORIGIN = {"checkpoint_sha256": "abc", "model": {"NAME": "I2P_MAE", "num_groups": (8, 4, 4)}, "data": {"clouds": 60}}
+
+
+@pytest.fixture
+def features() -> Features:
+    """Features of three overlapping classes."""
+    rng = np.random.default_rng(0)
+    centers, labels = rng.normal(size=(3, 8)), np.repeat(np.arange(3), 20)
+    train, test = ((centers[labels] + rng.normal(size=(60, 8))).astype(np.float32) for _ in range(2))
+    return Features(train, labels, test, labels)
+
+
+# ---- nearest neighbours ----
+
+
+def test_nearest_neighbour_by_hand():
+    train, labels = np.array([[1.0, 0], [0, 1]], np.float32), np.array([5, 9])
+    test = np.array([[100.0, 60], [0.1, 0.2], [3, 1], [-1, 5]], np.float32)  # angle decides, not length
+    assert knn_accuracy(train, labels, test, np.array([5, 9, 5, 9]), k=1) == 100.0
+    assert knn_accuracy(train, labels, test, np.array([9, 9, 9, 9]), k=1) == 50.0
+
+
+def test_choose_k_is_the_cross_validation_of_scikit_learn(features):
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = {
+        k: cross_val_score(KNeighborsClassifier(k, metric="cosine"), *features[:2], cv=folds).mean() for k in (1, 5, 10)
+    }
+    k, accuracy = choose_k(*features[:2], candidates=(10, 5, 1))
+    assert len(set(scores.values())) > 1
+    assert k == max(scores, key=scores.get)
+    assert accuracy == pytest.approx(100 * scores[k])
+
+
+def test_choose_k_leaves_out_what_a_fold_cannot_give(features):
+    few = np.r_[0:4, 20:24]
+    assert choose_k(features[0][few], features[1][few], candidates=(50, 3))[0] == 3
+    with pytest.raises(ValueError, match=r"no k of \[50\] is at most 6"):
+        choose_k(features[0][few], features[1][few], candidates=(50,))
+
+
+def test_nearest_neighbours_refuse_features_that_are_not_finite(features):
+    features.test_features[3, 2] = np.inf
+    with pytest.raises(ValueError, match=r"1 of 60 test features are not finite \(first: cloud 3\)"):
+        knn_accuracy(*features, k=1)
+
+
+def test_probe_measures_each_way_on_the_same_features(features):
+    results = probe(features, C=0.5)
+    assert results["accuracy"] == linear_svm_accuracy(*features, 0.5)
+    assert (results["chosen_C"], results["chosen_C_cross_validated_accuracy"]) == choose_C(*features[:2])
+    assert results["nearest_neighbor_accuracy"] == knn_accuracy(*features, k=1)
+    assert results["chosen_k_accuracy"] == knn_accuracy(*features, results["chosen_k"])
+    keys = ("accuracy", "chosen_C_accuracy", "nearest_neighbor_accuracy", "chosen_k_accuracy")
+    assert [row[1] for row in probe_table(results)] == [results[key] for key in keys]
+
+
+# ---- kept features ----
+
+
+def test_features_come_back_as_they_were(features, tmp_path):
+    save_features(tmp_path / "features", features, ORIGIN)
+    loaded = load_features(tmp_path / "features", ORIGIN)
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(loaded, features, strict=True))
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"checkpoint_sha256": "abd"}, "checkpoint_sha256 is 'abc' there and 'abd' here"),
+        ({"model": {"NAME": "I2P_MAE", "num_groups": (8, 4, 2)}}, r"model\.num_groups is \[8, 4, 4\] there and"),
+        ({"data": {"clouds": 61}}, r"data\.clouds is 60 there and 61 here"),
+    ],
+)
+def test_features_of_another_origin_are_refused(features, tmp_path, change, difference):
+    path = tmp_path / "features.npz"
+    save_features(path, features, ORIGIN)
+    with pytest.raises(ValueError, match=f"features.npz holds features of another origin: {difference}.*another file"):
+        load_features(path, ORIGIN | change)
+
+
+def _write(path, kind, features):
+    if kind == "text":
+        path.write_text("not features")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "pickle":
+        np.savez(path, origin=np.array({"a": 1}, dtype=object), **features._asdict())
+    elif kind == "other arrays":
+        np.savez(path, points=np.zeros(3))
+    else:
+        save_features(path, features, ORIGIN)
+        path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "pickle", "other arrays", "cut short"])
+def test_a_file_without_features_is_refused(features, tmp_path, kind):
+    path = tmp_path / "features.npz"
+    _write(path, kind, features)
+    with pytest.raises(ValueError, match=r"features\.npz holds no features .*delete this one"):
+        load_features(path, ORIGIN)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"train_features": np.zeros((60, 8))}, {"test_labels": np.zeros(59, int)}], ids=["dtype", "length"]
+)
+def test_arrays_that_do_not_fit_are_refused(features, tmp_path, wrong):
+    path = tmp_path / "features.npz"
+    save_features(path, features._replace(**wrong), ORIGIN)
+    with pytest.raises(ValueError, match="expected float32, a row each"):
+        load_features(path, ORIGIN)
+
+
+# ---- as a run ----
+
+
+def test_kept_features_are_used_instead_of_encoding(here, pretrained, tmp_path, monkeypatch, capsys):  # noqa: F811
+    path = tmp_path / "new" / "features.npz"
+    flags = ("--test_svm", "scan", "--ckpts", pretrained / "ckpt-last.pth", "--save_features", path, "--exp_name")
+    assert run("linear-svm/scan", *flags, "encoded") == 0
+    monkeypatch.setattr(runner_test_svm, "svm_features", None)  # encoding would fail
+    assert run("linear-svm/scan", *flags, "kept") == 0
+    assert "nothing is encoded" in capsys.readouterr().err
+    encoded, kept = (results_of("linear-svm/scan", name)["linear SVM"] for name in ("encoded", "kept"))
+    assert {**encoded, "about": 0} == {**kept, "about": 0}
+    assert kept["about"]["data"].keys() == {"svm_train", "svm_test"}
+
+
+def test_kept_features_of_another_checkpoint_are_refused(here, pretrained, tmp_path, capsys):  # noqa: F811
+    path, common = tmp_path / "features.npz", ("--save_features", tmp_path / "features.npz", "--test_svm", "scan")
+    assert run("linear-svm/scan", *common, "--ckpts", pretrained / "ckpt-last.pth") == 0
+    assert run("linear-svm/scan", *common, "--ckpts", pretrained / "ckpt-previous.pth") == 1
+    assert "holds features of another origin: checkpoint_sha256" in capsys.readouterr().err
+    with np.load(path) as file:
+        assert json.loads(str(file["origin"]))["dataset"].keys() == {"svm_train", "svm_test"}

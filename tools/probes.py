@@ -1,0 +1,184 @@
+"""Probes of frozen features: linear SVMs and nearest neighbours; and the file in which features are kept."""
+
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
+
+from datasets.untrusted import check_labels
+from tools.svm import best_candidate, check_features, choose_C, linear_svm_accuracy, stratified_folds
+from utils.files import atomic_write
+
+NEIGHBORS = (1, 3, 5, 10, 20, 50)
+
+
+class Features(NamedTuple):
+    """Frozen features of a data set.
+
+    Attributes:
+        train_features: (n, C) float32.
+        train_labels: (n,) int64.
+        test_features: (m, C) float32.
+        test_labels: (m,) int64.
+    """
+
+    train_features: np.ndarray
+    train_labels: np.ndarray
+    test_features: np.ndarray
+    test_labels: np.ndarray
+
+
+def probe(features: Features, C: float) -> dict[str, float]:
+    """Measure features in every way; what is chosen is chosen by cross-validation on the training features.
+
+    Args:
+        features: of both splits.
+        C: penalty of the linear SVM that is given rather than chosen.
+
+    Returns:
+        Accuracies on the test features and cross-validated ones in percent, beside the C and the k that they belong to.
+
+    Raises:
+        ValueError: if a feature is not finite, there is only one class, or a class has only one training cloud.
+    """
+    chosen_C, C_cross_validated = choose_C(*features[:2])
+    chosen_k, k_cross_validated = choose_k(*features[:2])
+    return {
+        "C": C,
+        "accuracy": linear_svm_accuracy(*features, C),
+        "chosen_C": chosen_C,
+        "chosen_C_cross_validated_accuracy": C_cross_validated,
+        "chosen_C_accuracy": linear_svm_accuracy(*features, chosen_C),
+        "nearest_neighbor_accuracy": knn_accuracy(*features, k=1),
+        "chosen_k": chosen_k,
+        "chosen_k_cross_validated_accuracy": k_cross_validated,
+        "chosen_k_accuracy": knn_accuracy(*features, chosen_k),
+    }
+
+
+def probe_table(results: dict[str, Any]) -> list[list[object]]:
+    """Rows of what `probe` returned: a name and an accuracy on the test features in percent."""
+    cross_validated = "cross-validated on the training split"
+    return [
+        [f"linear SVM, C = {results['C']:g}, from the config", results["accuracy"]],
+        [f"linear SVM, C = {results['chosen_C']:g}, {cross_validated}", results["chosen_C_accuracy"]],
+        ["nearest neighbour", results["nearest_neighbor_accuracy"]],
+        [f"{results['chosen_k']} nearest neighbours, {cross_validated}", results["chosen_k_accuracy"]],
+    ]
+
+
+def knn_accuracy(
+    train_features: np.ndarray, train_labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, k: int
+) -> float:
+    """Accuracy on the test clouds of a vote of the k nearest training clouds by cosine distance.
+
+    Args:
+        train_features: (n, C).
+        train_labels: (n,) int.
+        test_features: (m, C).
+        test_labels: (m,) int.
+        k: neighbours that vote, 1 to n; equal numbers of votes go to the lowest label.
+
+    Returns:
+        Overall accuracy in percent.
+
+    Raises:
+        ValueError: if a feature is not finite.
+    """
+    train, test = check_features(train_features, "training"), check_features(test_features, "test")
+    return 100.0 * _fit_knn(train, train_labels, k).score(test, test_labels)
+
+
+def choose_k(
+    train_features: np.ndarray, train_labels: np.ndarray, candidates: Sequence[int] = NEIGHBORS, folds: int = 5
+) -> tuple[int, float]:
+    """Choose the number of neighbours by stratified cross-validation on the training clouds.
+
+    Args:
+        train_features: (n, C).
+        train_labels: (n,) int.
+        candidates: values of k to try; those beyond the clouds of a fold are left out.
+        folds: parts to split into; fewer where the rarest class has fewer clouds.
+
+    Returns:
+        The best candidate, the smallest of equals, and its cross-validated accuracy in percent.
+
+    Raises:
+        ValueError: if a feature is not finite, there is only one class, a class has only one cloud, or no candidate is
+            left.
+    """
+    features = check_features(train_features, "training")
+    splits = stratified_folds(train_labels, folds)
+    fewest = min(len(fit) for fit, _ in splits)
+    usable = sorted(k for k in candidates if k <= fewest)
+    if not usable:
+        raise ValueError(f"no k of {list(candidates)} is at most {fewest}, the training clouds of a fold")
+    accuracies = [  # (folds, candidates)
+        [_fit_knn(features[fit], train_labels[fit], k).score(features[rest], train_labels[rest]) for k in usable]
+        for fit, rest in splits
+    ]
+    k, accuracy = best_candidate(usable, accuracies)
+    return int(k), accuracy
+
+
+def _fit_knn(features: np.ndarray, labels: np.ndarray, k: int) -> KNeighborsClassifier:
+    return KNeighborsClassifier(k, metric="cosine").fit(features, labels)
+
+
+def save_features(path: Path, features: Features, origin: dict[str, Any]) -> None:
+    """Keep features in an .npz file, which is whole or absent.
+
+    Args:
+        path: in an existing folder.
+        features: of both splits.
+        origin: what they belong to, as plain values.
+    """
+    with atomic_write(path) as file:
+        np.savez(file, origin=np.array(json.dumps(origin)), **features._asdict())
+
+
+def load_features(path: Path, origin: dict[str, Any]) -> Features:
+    """Read features that were kept.
+
+    Args:
+        path: file of `save_features`.
+        origin: what they must belong to.
+
+    Raises:
+        ValueError: if they belong to something else, or the file holds no features.
+    """
+    way_out = "give --save_features another file, or delete this one to encode again"
+    try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no .npz file")
+        with np.load(path, allow_pickle=False) as file:
+            found = json.loads(str(file["origin"]))
+            features = Features(*(file[name] for name in Features._fields))
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} holds no features ({error}); {way_out}") from error
+    now = json.loads(json.dumps(origin))
+    if not isinstance(found, dict) or (difference := _difference(found, now)):
+        raise ValueError(f"{path} holds features of another origin: {difference}; {way_out}")
+    return Features(*_checked(path, *features[:2]), *_checked(path, *features[2:]))
+
+
+def _difference(found: Any, now: Any, where: str = "") -> str:
+    """Name the first value that differs; "" if none does."""
+    if not (isinstance(found, dict) and isinstance(now, dict)):
+        return "" if found == now else f"{where} is {found!r} there and {now!r} here"
+    keys = sorted({*found, *now})
+    places = (_difference(found.get(key), now.get(key), f"{where}.{key}" if where else key) for key in keys)
+    return next(filter(None, places), "")
+
+
+def _checked(path: Path, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels = check_labels(labels, path)
+    if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(labels):
+        raise ValueError(
+            f"{path}: features {features.dtype} {features.shape} of {len(labels)} labels; expected float32, a row each"
+        )
+    return features, labels
