@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.untrusted import check_points
+from datasets.untrusted import check_points, load_npy
 
 VERSION = 1
 SUBSETS = ("train", "test")
@@ -149,8 +149,8 @@ class PackedClouds:
 
     def _open(self) -> np.ndarray:
         try:
-            clouds = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            clouds = load_npy(self.path, "r")
+        except (OSError, ValueError) as error:
             raise ValueError(f"{self.path}: missing, cut short or no array ({error}); {self.way_out}") from error
         if not isinstance(clouds, np.memmap) or (clouds.dtype, clouds.shape) != (np.dtype("<f4"), self.shape):
             found = f"{clouds.dtype} {clouds.shape}" if isinstance(clouds, np.memmap) else "no single array"

@@ -16,6 +16,8 @@ def normalize_unit_sphere(points: Tensor) -> Tensor:
     Returns:
         (..., N, 3). A cloud whose points are all equal becomes all zeros.
     """
+    exponent = torch.frexp(points.abs().amax(dim=(-2, -1), keepdim=True)).exponent.clamp_min(-126)
+    points = torch.ldexp(points, -exponent)  # exact, and no square of what follows leaves the range of float32
     shifted = points - points[..., :1, :]  # equal points become exact zeros before a mean can round
     centred = shifted - shifted.mean(dim=-2, keepdim=True)
     radius = centred.norm(dim=-1, keepdim=True).amax(dim=-2, keepdim=True)  # (..., 1, 1)

@@ -8,7 +8,7 @@ import pickletools
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import h5py
 import numpy as np
@@ -180,11 +180,17 @@ def read_npy(path: Path, shape: tuple[int | None, ...], key: str) -> np.ndarray:
         FileNotFoundError: if the file is missing.
         ValueError: if it is no array of that shape or not finite, see `check_points`.
     """
+    return check_points(load_npy(require_file(path, key)), path, shape)
+
+
+def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> Any:
+    """Call np.load without pickles; ValueError whatever it makes of a damaged file, OSError if there is none."""
     try:
-        points = np.load(require_file(path, key), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError) as error:
+        return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header raises nearly any exception
         raise ValueError(f"{path}: not a readable .npy array ({error})") from error
-    return check_points(points, path, shape)
 
 
 def read_h5(path: Path, key: str, num_points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -207,7 +213,7 @@ def read_h5(path: Path, key: str, num_points: int | None = None) -> tuple[np.nda
         with h5py.File(path, "r") as file:
             data, label = (file.get(name) for name in ("data", "label"))
             if not isinstance(data, h5py.Dataset) or not isinstance(label, h5py.Dataset):
-                raise ValueError(f"{path}: holds {sorted(file)}; expected the arrays 'data' and 'label'")
+                raise ValueError(f"{path}: holds {sorted(file, key=str)}; expected the arrays 'data' and 'label'")
             shapes = f"data {data.shape} and label {label.shape}"
             if len(data.shape) != 3 or data.shape[2] != 3 or label.shape not in {data.shape[:1], (len(data), 1)}:
                 raise ValueError(f"{path}: {shapes}; expected (n, points, 3) and (n,) or (n, 1)")
@@ -216,7 +222,9 @@ def read_h5(path: Path, key: str, num_points: int | None = None) -> tuple[np.nda
             if num_points is not None and num_points > data.shape[1]:
                 raise ValueError(f"{path}: clouds have {data.shape[1]} points; {num_points} are asked for")
             points, labels = data[:, :num_points], label[()]
-    except (OSError, RuntimeError) as error:
+    except ValueError:
+        raise
+    except Exception as error:  # a damaged file raises nearly any exception
         raise ValueError(f"{path}: not a readable .h5 file ({error}); it may be damaged or cut short") from error
     return check_points(points, path, (None, None, 3)), check_labels(labels, path)
 

@@ -78,7 +78,7 @@ class Classifier(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (B, num_classes) logits against (B,) labels, smoothed if the model was built so."""
-        log_probs = logits.log_softmax(-1)
+        log_probs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # not in bfloat16
         of_true = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
         of_others = (log_probs.sum(1) - of_true) / (self.num_classes - 1)
         return -((1 - self.smooth) * of_true + self.smooth * of_others).mean()

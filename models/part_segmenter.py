@@ -86,7 +86,8 @@ class PartSegmenter(nn.Module):
         x = self.dropout(F.relu(self.bns1(self.mix(of_cloud, local)), inplace=True))
         x = F.relu(self.bns2(self.convs2(x)), inplace=True)
         x = F.relu(self.bns3(self.convs3(x)), inplace=True)
-        return self.convs4(x).transpose(1, 2).log_softmax(-1)
+        logits = self.convs4(x).transpose(1, 2)
+        return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # not in bfloat16
 
     def point_features(self, points: Tensor) -> Tensor:
         """Features of every point from the tokens of all levels, (B, local_dim, N)."""

@@ -41,7 +41,8 @@ class Projection:
         """
         plane = _image_plane(points)  # (V, B, M, 2)
         cells = ((plane - self.minimum.unsqueeze(2)) / self.cell[..., None, None]).floor()
-        return (cells + 1 + self.offset.unsqueeze(2)).long()
+        pixels = (cells + 1 + self.offset.unsqueeze(2)).long()
+        return pixels.clamp(0, self.image_size - 1)  # only what is not finite would lie outside
 
     def look_up(self, maps: Tensor, points: Tensor) -> Tensor:
         """Back-project feature maps: the value of the bicubically enlarged map at each point's pixel.

@@ -17,6 +17,7 @@ from datasets.holdout import Part, hold_out
 from datasets.resident import ResidentLoader
 from datasets.shapenet55 import ShapeNet
 from models import build_model, check_model_config
+from models.masked_autoencoder import MaskedAutoencoder
 from models.transformer import BlockStack
 from utils.config import check_keys
 from utils.device import choose_device
@@ -25,6 +26,7 @@ from utils.distributed import rank, world_size
 OPTIMIZERS = {"AdamW": torch.optim.AdamW}
 SCHEDULERS = {"CosLR": CosineLRScheduler}
 EVALUATION_BATCH_SIZE = 64  # no result depends on it
+COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
 MINIMUM_LR = 1e-6  # where the warm-up starts and the cosine ends
 
 
@@ -53,20 +55,25 @@ def check_config(config: dict[str, Any], source: Path, mode: str, required: Sequ
         check_dataset_config(entry, f"dataset.{name}")
 
 
-def build_network(config: dict[str, Any], method: str, mode: str) -> nn.Module:
+def build_network(config: dict[str, Any], trait: str, mode: str) -> nn.Module:
     """Build the model and check that it is of the kind that the mode needs.
 
     Args:
         config: the `model` section.
-        method: what the mode calls: "encode" of a pre-training model or "loss" of a classifier.
+        trait: what only models of the kind have: "encode" (pre-training models), "num_classes" (classifiers) or
+            "num_parts" (segmenters).
         mode: what is about to run, for the message.
 
     Raises:
-        ValueError: if the model has no such method, or its configuration is refused.
+        ValueError: if the model is of another kind, or its configuration is refused.
     """
     model = build_model(config)
-    if not hasattr(model, method):
-        kind = {"encode": "a pre-training model (I2P_MAE, Point_M2AE)", "loss": "a classifier"}[method]
+    if not hasattr(model, trait):
+        kind = {
+            "encode": "a pre-training model (I2P_MAE, Point_M2AE)",
+            "num_classes": "a classifier",
+            "num_parts": "a part segmenter (Point_M2AE_SEG)",
+        }[trait]
         raise ValueError(f"model.NAME is {config['NAME']}, but {mode} needs {kind}; choose another config or mode")
     return model
 
@@ -155,7 +162,9 @@ def evaluation_loader(config: dict[str, Any], name: str, args: Namespace) -> Dat
 def selection_loader(config: dict[str, Any], args: Namespace) -> tuple[DataLoader, str]:
     """Build the loader over the clouds that choose a checkpoint, as `--select_on` says; returns it and their name."""
     if args.select_on == "test":
-        return evaluation_loader(config, "test", args), f"{config['dataset']['test']['NAME']}, test split"
+        entry = config["dataset"]["test"]
+        split = (entry.get("others") or {}).get("subset", "test")
+        return evaluation_loader(config, "test", args), f"{entry['NAME']}, {split} split"
     entry = config["dataset"]["train"]
     dataset = build_dataset(_with_seed(entry, args.seed))
     dataset = Part(dataset, hold_out(dataset.labels, args.seed)[1])
@@ -193,13 +202,14 @@ def parallel(model: nn.Module, args: Namespace) -> nn.Module:
             raise ValueError("--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for the CPU; drop it")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:
+        torch._dynamo.config.cache_size_limit = COMPILED_VARIANTS  # beyond it PyTorch stops compiling
         for module in model.modules():
             if isinstance(module, BlockStack):
                 module.compile(dynamic=True)  # the number of visible tokens changes from batch to batch
     if world_size() == 1:
         return model
-    # One norm of the encoder serves no loss: without the search its gradient would be waited for.
-    return DistributedDataParallel(model, find_unused_parameters=True)
+    # One norm of the pre-trained encoder serves no loss: without the search its gradient would be waited for.
+    return DistributedDataParallel(model, find_unused_parameters=isinstance(model, MaskedAutoencoder))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

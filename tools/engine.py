@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tools.precision import Precision
-from utils.distributed import any_process, gather, interleave, mean, world_size
+from utils.distributed import any_process, gather, interleave, mean, same_buffers, world_size
 from utils.logger import progress
 
 Batch = tuple[Tensor, ...]  # points (B, N, 3), then targets: labels (B,) or others
@@ -60,8 +60,8 @@ class EpochState:
         return dict(zip(self.sums, means.tolist(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values."""
-        sums = {name: value.cpu() for name, value in self.sums.items()}
+        """Tensors and plain values, for every process to continue from; all of them must ask."""
+        sums = {name: mean(value).cpu() for name, value in self.sums.items()}
         return {"batches": self.batches, "seen": self.seen, "skipped": self.skipped, "sums": sums}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -111,6 +111,7 @@ def train_one_epoch(
     precision, state = precision or Precision(), state or EpochState()
     batches = _timed(progress(loader, description), state)
     while update := list(islice(batches, step_per_update)):
+        buffers = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
         optimizer.zero_grad(set_to_none=True)
         losses, results = _accumulate(model, update, step, precision)
         norm = precision.clip(optimizer, model.parameters(), grad_norm_clip)
@@ -118,6 +119,9 @@ def train_one_epoch(
             state.skipped += 1
             if state.skipped > skip_nonfinite:
                 raise NonFinite(stage, update)
+            precision.leave_out()
+            for buffer, before in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(before)  # BatchNorm has seen the batches
         else:
             precision.update(optimizer)
             for values, size in results:
@@ -127,6 +131,7 @@ def train_one_epoch(
             after_update()
     if not state.batches:
         raise ValueError("the training loader yields no batch")
+    same_buffers(model)  # each process has seen batches of its own: what is evaluated is what is saved
     return state.averages()
 
 
@@ -222,10 +227,11 @@ def evaluate(
             points, *others = (tensor.to(device, non_blocking=True) for tensor in batch[:inputs])
             output = predict(prepare(points) if prepare else points, *others)
             rows.append((output.float() if output.is_floating_point() else output, *batch[inputs:]))
-    if not rows:
-        raise ValueError("the evaluation loader yields no batch")
     columns = [torch.cat(column).cpu() for column in zip(*rows, strict=True)]
-    return tuple(interleave(gather(column)) for column in columns)
+    shares = [share for share in gather(columns) if share]  # of fewer clouds than processes some have none
+    if not shares:
+        raise ValueError("the evaluation loader yields no batch")
+    return tuple(interleave(list(column)) for column in zip(*shares, strict=True))
 
 
 @torch.no_grad()

@@ -40,6 +40,10 @@ class Precision:
         self.scaler.step(optimizer)
         self.scaler.update()
 
+    def leave_out(self) -> None:
+        """Leave an update out after `clip`; with fp16, be ready for the next one."""
+        self.scaler.update()
+
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to continue."""
         return self.scaler.state_dict()

@@ -1,6 +1,5 @@
 """`--seeds`: a training run once per seed, and the mean over them."""
 
-import json
 import logging
 from argparse import Namespace
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tools.report import format_table, open_run
+from tools.report import Run, format_table, open_run, read_results
+from utils.distributed import restarted
 from utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
 
     Returns:
         The protocol, the seeds and, for the best and the final accuracy, the value of each seed, mean, standard
-        deviation and best.
+        deviation and best; of a dry run, what one run expects.
 
     Raises:
         ValueError: if a seed is given twice, or the mode has no single accuracy.
@@ -38,14 +38,16 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))} repeats a seed; give each once")
     if not getattr(runner, "REPEATABLE", False):
         raise ValueError(f"{runner.MODE} is not repeated by --seeds; run it once per --seed, with an --exp_name each")
+    if args.dry_run:  # one seed stands for all
+        return runner.run(config, args)
     runs = []
     with open_run(config, args, f"{runner.MODE}, {len(args.seeds)} seeds", training=False) as summary:
         for seed in args.seeds:
             part = Namespace(**{**vars(args), "seed": seed, "exp_name": f"{args.exp_name}-seed{seed}"})
             folder = summary.folder.with_name(part.exp_name)
-            finished = _finished(folder, config) if args.resume else None
+            finished = _finished(folder, config) if args.resume or restarted() else None
             if finished is None:
-                part.resume = args.resume and any(folder.glob("ckpt-*.pth"))
+                part.resume = args.resume and bool(Run(folder, runner.MODE, {}).resumable)
                 finished = runner.run(config, part)
                 setup_logger(summary.log)  # instead of the seed's
             runs.append(finished)
@@ -62,6 +64,5 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
 
 def _finished(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """The results of a training run that went to its last epoch, None if it did not."""
-    path = folder / "results.json"
-    found = json.loads(path.read_text()).values() if path.exists() else ()
+    found = read_results(folder / "results.json").values()
     return next((results for results in found if results.get("final_epoch", -1) >= config["max_epoch"]), None)

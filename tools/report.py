@@ -17,9 +17,10 @@ from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
 
 from datasets import fingerprint
+from utils.checkpoint import remove_unfinished
 from utils.config import save_config
 from utils.device import choose_device, device_name
-from utils.distributed import is_main, on_main, world_size
+from utils.distributed import is_main, on_main, restarted, world_size
 from utils.files import atomic_write, locked
 from utils.logger import setup_logger
 
@@ -54,6 +55,11 @@ class Run:
         self.best_checkpoint = folder / "ckpt-best.pth"
         self._writer = SummaryWriter(str(curves)) if curves and is_main() else None
 
+    @property
+    def resumable(self) -> list[Path]:
+        """The checkpoints to resume from; a run killed between the two renames of a save has only the previous one."""
+        return [path for path in (self.last_checkpoint, self.previous_checkpoint) if path.exists()]
+
     def close(self) -> None:
         """Finish the curves."""
         if self._writer:
@@ -79,16 +85,25 @@ class Run:
         """
         if is_main():
             path = self.folder / "results.json"
-            all_results = json.loads(path.read_text()) if path.exists() else {}
+            all_results = read_results(path)
             all_results[self.mode] = {**results, "about": self.about}
-            with atomic_write(path) as file:
-                file.write((json.dumps(all_results, indent=2) + "\n").encode())
             with atomic_write(path.with_suffix(".md")) as file:
                 shown = {mode: _values(values) for mode, values in all_results.items()}
                 shown |= {self.mode: markdown} if markdown else {}
                 file.write("\n\n".join(f"# {mode}\n\n{text}" for mode, text in shown.items()).encode() + b"\n")
-            logger.info("results in %s", path)
+            with atomic_write(path) as file:  # last: a run that has it is finished
+                file.write((json.dumps(all_results, indent=2) + "\n").encode())
+            if self.log:
+                logger.info("results in %s", path)
         return results
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results.json, mode → results; empty if there is none, ValueError if it is damaged."""
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); move it away and start the same command again") from error
 
 
 @contextmanager
@@ -109,6 +124,7 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
         FileNotFoundError: if there is nothing to resume.
     """
     if args.dry_run:
+        setup_logger(None)  # once more: by now it is known which process informs
         with TemporaryDirectory() as folder:
             yield Run(Path(folder), mode, {})
         return
@@ -117,9 +133,13 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
     name = Path(args.exp_name, part)
     folder = parent / name
     run = Run(folder, mode, {}, None)
+    if training and restarted():  # whatever the command line says: continue what is there
+        args.resume = bool(run.resumable)
     on_main(lambda: _check_folder(run, training, args.resume))
     log = folder / f"{datetime.now():%Y%m%d_%H%M%S}.log" if is_main() else None
     with locked(folder) if training and is_main() else nullcontext():
+        if training and is_main():
+            remove_unfinished(folder)
         setup_logger(log)
         if is_main() and (training or not (folder / "config.yaml").exists()):
             save_config(config, folder / "config.yaml")
@@ -134,7 +154,7 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
 
 def _check_folder(run: Run, training: bool, resume: bool) -> None:
     """Make the folder; refuse to train over another run, and to resume what is not there."""
-    found = [path for path in (run.last_checkpoint, run.previous_checkpoint) if path.exists()]
+    found = run.resumable
     if training and found and not resume:
         raise ValueError(
             f"{run.folder} already holds a run ({found[0].name}); add --resume to continue it, "

@@ -1,7 +1,6 @@
 """`--finetune_model` and `--scratch_model` on few-shot tasks: a training run per fold, and the mean over the folds."""
 
 import itertools
-import json
 import logging
 import re
 from argparse import Namespace
@@ -13,8 +12,9 @@ from easydict import EasyDict
 
 from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, require_fold
 from tools import runner_finetune, runner_test
-from tools.report import Run, format_table, markdown_table, open_run
+from tools.report import Run, format_table, markdown_table, open_run, read_results
 from utils.config import load_config
+from utils.distributed import restarted
 from utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,10 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         return runner_finetune.run(of_task(config, tasks[0]), args, part=tasks[0].part)
     mode = runner_finetune.training_mode(args)
     with open_run(config, args, f"few-shot {mode}", training=False) as run:
-        begun = [task for task in tasks if (run.folder / task.part / run.last_checkpoint.name).exists()]
+        begun = [task for task in tasks if Run(run.folder / task.part, mode, {}).resumable]
         left = [task for task in tasks if not is_finished(run.folder / task.part, mode, of_task(config, task))]
+        if restarted():  # whatever the command line says: continue what is there
+            args.resume = bool(begun)
         check_start(run, config, args, begun, left)
         results: dict[str, Any] = {}
         if len(left) < len(tasks):
@@ -127,8 +129,7 @@ def is_finished(folder: Path, mode: str, config: dict[str, Any]) -> bool:
 
 def finished_results(folder: Path, mode: str, max_epoch: int) -> dict[str, Any] | None:
     """Return the results in a fold's folder, None if it is not trained to the end."""
-    path = folder / "results.json"
-    results = json.loads(path.read_text()).get(mode) if path.exists() else None
+    results = read_results(folder / "results.json").get(mode)
     return results if results and results["final_epoch"] >= max_epoch else None
 
 

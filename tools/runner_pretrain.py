@@ -33,7 +33,12 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
 
     Returns:
         What `Trainer.fit` returns.
+
+    Raises:
+        ValueError: with `--select_on val`, which would hold shapes out that choose nothing.
     """
+    if args.select_on == "val":
+        raise ValueError("--select_on val is for fine-tuning; in pre-training a linear SVM chooses: drop it")
     with open_run(config, args, MODE, training=True) as run:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
@@ -71,6 +76,7 @@ def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, 
         return values
     visible = values["visible_tokens"]
     everywhere = mean(visible)
-    shares = {"loss_3d": (num_tokens - visible) / (num_tokens - everywhere), "loss_2d": visible / everywhere}
+    masked, masked_everywhere = num_tokens - visible, (num_tokens - everywhere).clamp_min(1e-6)  # if none is: 0 / 1e-6
+    shares = {"loss_3d": masked / masked_everywhere, "loss_2d": visible / everywhere}
     weighted = {name: share * values[name] for name, share in shares.items() if name in values}
     return {**values, **weighted, "loss": sum(weighted.values())}

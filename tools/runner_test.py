@@ -17,6 +17,7 @@ from tools.report import format_table, open_run
 from tools.runner_finetune import check_labels, fps_points, sample_farthest
 from utils.checkpoint import load_weights
 from utils.device import choose_device
+from utils.distributed import rank, world_size
 from utils.logger import progress
 from utils.seed import seed_everything
 
@@ -41,7 +42,7 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = evaluation_loader(config, "test", args)
-        model = build_network(config["model"], "loss", MODE).to(device)
+        model = build_network(config["model"], "num_classes", MODE).to(device)
         check_labels(model, loader)
         logger.info("%s", load_weights(model, args.ckpts, strict=True))
         npoints = config["npoints"]
@@ -71,13 +72,17 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
 
 
 def farthest_clouds(loader: DataLoader, npoints: int, device: torch.device) -> DataLoader:
-    """Sample the clouds once, to the farthest points of which each vote draws `npoints`; a loader over the result."""
+    """Sample the clouds once, to the farthest points of which each vote draws `npoints`; a loader over the result.
+
+    Of several processes each has its share of the clouds, as in `evaluation_loader`.
+    """
 
     def prepare(points: Tensor) -> Tensor:
         return sample_farthest(points, min(fps_points(npoints), points.shape[1]))
 
     clouds, labels = evaluate(nn.Identity(), loader, device, prepare, "farthest points")
-    return DataLoader(TensorDataset(clouds, labels), EVALUATION_BATCH_SIZE)
+    share = range(rank(), len(clouds), world_size())
+    return DataLoader(TensorDataset(clouds, labels), EVALUATION_BATCH_SIZE, sampler=share)
 
 
 def vote(
@@ -95,7 +100,7 @@ def vote(
         model: classifier.
         loader: yields (points (B, N, 3), labels), in a fixed order.
         npoints: points drawn for one vote; the draw is then scaled and shifted at random.
-        seed: of all draws.
+        seed: of all draws; several processes add their rank.
         device: where the model is.
         repeats: accuracies to return.
         votes: versions per accuracy.
@@ -103,7 +108,7 @@ def vote(
     Returns:
         Overall accuracies in percent, one per repeat.
     """
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed + rank())
 
     def prepare(points: Tensor) -> Tensor:
         return scale_and_translate(random_subset(points, npoints, generator), generator)

@@ -119,19 +119,18 @@ class Trainer:
     def _train(self, epoch: int) -> None:
         began = time.perf_counter()
         values = self._pass(epoch, self._after_update)
-        if values:
-            seconds = time.perf_counter() - began
-            waited = 100 * self.progress.waited / seconds
-            values["lr"] = self.optimizer.param_groups[0]["lr"]
-            self.history.append({"epoch": epoch, **values})
-            self.run.draw({f"train/{name}": value for name, value in values.items()}, epoch)
-            texts = [f"{name} {value:.5g}" for name, value in values.items()]
-            if self.progress.skipped:
-                texts.append(f"{self.progress.skipped} updates left out")
-            logger.info(
-                "epoch %d/%d | %s | %.1f s, %.0f %% of it waiting for data",
-                *(epoch, self.config["max_epoch"], " | ".join(texts), seconds, waited),
-            )
+        seconds = time.perf_counter() - began
+        waited = 100 * self.progress.waited / seconds
+        values["lr"] = self.optimizer.param_groups[0]["lr"]
+        self.history.append({"epoch": epoch, **values})
+        self.run.draw({f"train/{name}": value for name, value in values.items()}, epoch)
+        texts = [f"{name} {value:.5g}" for name, value in values.items()]
+        if self.progress.skipped:
+            texts.append(f"{self.progress.skipped} updates left out")
+        logger.info(
+            "epoch %d/%d | %s | %.1f s, %.0f %% of it waiting for data",
+            *(epoch, self.config["max_epoch"], " | ".join(texts), seconds, waited),
+        )
 
     def _pass(self, epoch: int, after_update: Callable[[], None], most: int | None = None) -> dict[str, float]:
         """Train on what is left of an epoch, or on `most` batches of it."""
@@ -253,9 +252,8 @@ class Trainer:
                 raise
             logger.warning("%s; falling back to %s", error, previous)
             state = read_checkpoint(previous)
-        damaged = last.with_suffix(".damaged.pth")
-        if last.exists():
-            on_main(lambda: last.replace(damaged))  # or the next save would push the good one out
+        damaged = last.with_suffix(".damaged.pth")  # out of the way, or the next save would push the good one out
+        on_main(lambda: last.replace(damaged) if last.exists() else None)
         return previous, state
 
     def _results(self, seconds: float) -> dict[str, Any]:

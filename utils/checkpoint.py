@@ -4,6 +4,7 @@ import codecs
 import functools
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ _LEFTOVERS = {
     **dict.fromkeys(_NEW_HEADS, "heads"),
 }
 _KEYS_SHOWN = 3
+_DOS_FOLDER = 0x10  # attribute of a zip record; torch.load takes such a one for empty and hands out memory as it is
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, admitting tensors and plain values and nothing that could run code.
 
+    Every record is checked against its checksum, so that what is returned is what was saved. Files older than
+    PyTorch 1.6 have no checksums.
+
     Args:
         path: a file written by `torch.save`.
 
@@ -132,6 +137,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a web page that a browser saved, not a checkpoint; download the file itself")
     torch.serialization.add_safe_globals(_numpy_number_globals())
     try:
+        _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(f"{path} is not read: {_reason(error)}") from error
@@ -161,6 +167,27 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], previous: Path | No
             raise OSError(f"cannot write {path}: {error}") from error
         except (pickle.PickleError, AttributeError, TypeError) as error:
             raise ValueError(f"{path} is not written: its content could not be read back: {error}") from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the temporary files of checkpoints whose writers were killed; nobody may be writing one there."""
+    for temporary in folder.glob(".*.pth.*.tmp"):
+        temporary.unlink()
+
+
+def _check_archive(path: Path) -> None:
+    """Compare every record of a zip archive with its CRC-32, which torch.load does not; other formats have none."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":  # as torch.load tells them apart
+            return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        if sum(record.file_size for record in records) > path.stat().st_size:
+            raise zipfile.BadZipFile("the records are larger than the file; torch.save does not compress")
+        if any(record.external_attr & _DOS_FOLDER for record in records):
+            raise zipfile.BadZipFile("a folder among the records")
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
 
 
 @functools.cache

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .device import choose_device
 
 Value = TypeVar("Value")
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = datetime.timedelta(minutes=10)  # of a message between processes; the longest wait is for the linear SVM
+TIMEOUT = datetime.timedelta(minutes=30)  # of a message between processes; the longest wait is for the linear SVM
 
 
 @contextmanager
@@ -66,6 +66,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def restarted() -> bool:
+    """Whether torchrun has started the processes again, with --max_restarts, after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
 def any_process(flag: bool, device: torch.device) -> bool:
     """Whether the flag is set in any process; all of them must ask."""
     if world_size() == 1:
@@ -82,6 +87,13 @@ def mean(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
+
+
+def same_buffers(module: nn.Module) -> None:
+    """Give the buffers of every process, such as the running statistics of BatchNorm, the values of the main one."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def on_main(function: Callable[[], Value]) -> Value:

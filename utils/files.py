@@ -48,6 +48,8 @@ def atomic_write(path: str | Path, previous: Path | None = None) -> Iterator[Bin
 def locked(folder: Path) -> Iterator[None]:
     """Have a folder to oneself for the time of the block; the lock falls with the process, however it ends.
 
+    It is a record lock, which forked children do not share: loader workers outlive a killed run for some seconds.
+
     Args:
         folder: an existing folder; the lock is its file `.lock`, which says who has it.
 
@@ -56,7 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             raise ValueError(

@@ -1,0 +1,86 @@
+"""`--dry_run`: a few updates, a table of what the run would take, and nothing left behind."""
+
+import math
+import re
+
+import pytest
+
+from main import choose_runner
+from tests.test_distributed import forked, stderr_of
+from tests.test_runs import CLASSES, CONFIGS, run, write_config, write_modelnet, write_modelnet_svm, write_shapenet
+from tools.trainer import DRY_RUN_UPDATES
+from utils.config import load_config
+from utils.parser import parse_args
+
+MODES = {
+    "pre-training/i2p": (),
+    "pre-training/m2ae": (),
+    "fine-tuning/modelnet": ("--scratch_model",),
+}
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    """A folder with generated data sets and small configs."""
+    folder = tmp_path_factory.mktemp("playground")
+    write_shapenet(folder / "data", classes=CLASSES, train=6, test=1, num_points=128)
+    write_modelnet_svm(folder / "data", classes=CLASSES, train=2, test=1, num_points=128)
+    write_modelnet(folder / "data", classes=CLASSES, train=6, test=1, num_points=128)
+    for name in MODES:
+        write_config(folder, name, {**CONFIGS[name], "max_epoch": 9, "svm": {"C": 0.01, "every": 4}})
+    return folder
+
+
+@pytest.fixture
+def here(playground, monkeypatch):
+    monkeypatch.chdir(playground)
+    return playground
+
+
+def expected_of(config: str, *flags: str) -> dict:
+    """What a dry run returns."""
+    args = parse_args(["--config", f"cfgs/{config}.yaml", "--num_workers", "0", "--dry_run", *flags])
+    resolved = load_config(args.config)
+    return choose_runner(args, resolved).run(resolved, args)
+
+
+@pytest.mark.parametrize(("config", "mode"), MODES.items())
+def test_a_dry_run_leaves_nothing(here, capsys, config, mode):
+    before = sorted(here.rglob("*"))
+    assert run(config, "--dry_run", *mode, "--save_every_steps", 1) == 0
+    assert sorted(here.rglob("*")) == before
+    shown = capsys.readouterr().err
+    for line in ("seconds per update", "seconds per epoch", "hours for 10 epochs and ", "peak memory, GB"):
+        assert re.search(rf"^{re.escape(line)}.* \d+\.\d\d$", shown, re.MULTILINE), shown
+    assert "results in" not in shown
+
+
+@pytest.mark.parametrize(("config", "mode"), MODES.items())
+def test_what_it_expects_is_positive_and_finite(here, config, mode):
+    expected = expected_of(config, *mode)
+    assert all(math.isfinite(value) for value in expected.values())
+    assert all(value > 0 for name, value in expected.items() if "waiting" not in name)
+    assert 0 <= expected["waiting for data, %"] <= 100
+    (hours,) = (value for name, value in expected.items() if name.startswith("hours for 10 epochs"))
+    seconds = 10 * expected["seconds per epoch"] + 4 * expected["seconds per evaluation"]  # of epochs 0, 4, 8 and 9
+    assert hours == pytest.approx(seconds / 3600)
+    assert expected["seconds per epoch"] == pytest.approx(3 * expected["seconds per update"])  # 18 clouds, 6 a batch
+
+
+def test_no_more_than_some_updates_are_made(here, monkeypatch):
+    made = []
+    monkeypatch.setattr("tools.precision.Precision.update", lambda self, optimizer: made.append(optimizer))
+    write_config(here, "fine-tuning/long", {**CONFIGS["fine-tuning/modelnet"], "total_bs": 2})
+    expected_of("fine-tuning/long", "--scratch_model")
+    assert len(made) == DRY_RUN_UPDATES < 9
+
+
+def test_of_two_processes_one_informs(here, tmp_path):
+    flags = ("--launcher", "pytorch", "--scratch_model", "--dry_run")
+    assert forked(tmp_path, run, "fine-tuning/modelnet", *flags) == [0, 0]
+    assert stderr_of(tmp_path).count("seconds per update") == 1
+
+
+def test_repetitions_are_expected_once(here):
+    assert run("fine-tuning/modelnet", "--scratch_model", "--dry_run", "--seeds", 0, 1) == 0
+    assert not (here / "experiments").exists()

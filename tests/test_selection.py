@@ -1,0 +1,235 @@
+"""Which clouds choose a checkpoint, and runs that are repeated: `--select_on` and `--seeds`."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from datasets.holdout import SHARE, Part, hold_out
+from datasets.synthetic import write_fewshot, write_shapenetpart
+from tests.test_few_shot import CONFIG as FEW_SHOT
+from tests.test_part_segmentation_runs import CONFIGS as SEGMENTATION
+from tests.test_runs import (
+    CLASSES,
+    CONFIGS,
+    results_of,
+    results_of_folder,
+    run,
+    write_config,
+    write_modelnet,
+    write_modelnet_svm,
+    write_shapenet,
+)
+from tools import runner_finetune
+from tools.trainer import Trainer
+
+FINETUNING, SEGMENTING, PRETRAINING = "fine-tuning/modelnet", "part-segmentation/small", "pre-training/m2ae"
+
+
+# ---- the split ----
+
+
+@given(
+    classes=st.lists(st.integers(10, 60), min_size=1, max_size=6),
+    seed=st.integers(0, 2**32 - 1),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_a_tenth_of_every_class_is_held_out(classes, seed, shuffle):
+    labels = [label for label, count in enumerate(classes) for _ in range(count)]
+    shuffle.shuffle(labels)
+    labels = np.array(labels)
+    kept, held = hold_out(labels, seed)
+    assert sorted([*kept, *held]) == list(range(len(labels)))
+    assert len(held) == np.ceil(SHARE * len(labels))
+    for label, count in enumerate(classes):
+        assert abs((labels[held] == label).sum() - SHARE * count) < 1
+    again = hold_out(labels, seed)
+    assert np.array_equal(kept, again[0])
+    assert np.array_equal(held, again[1])
+
+
+def test_another_seed_holds_others_out():
+    labels = np.arange(200) % 4
+    assert not np.array_equal(hold_out(labels, 0)[1], hold_out(labels, 1)[1])
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0] * 30 + [1]])
+def test_too_few_clouds_of_a_class_are_refused(labels):
+    with pytest.raises(ValueError, match=rf"^{len(labels)} training clouds of 2 classes .*use --select_on test$"):
+        hold_out(np.array(labels), 0)
+
+
+class Drawn(Dataset):
+    def __init__(self):
+        self.labels, self.class_names, self.epoch = np.arange(5) % 2, ["a", "b"], 0
+
+    def __getitem__(self, index):
+        return torch.full((2, 3), float(index)), int(self.labels[index]) + 10 * self.epoch
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+def test_a_part_has_the_clouds_labels_and_epochs_of_the_whole():
+    part = Part(Drawn(), np.array([1, 4]))
+    assert (len(part), part.labels.tolist(), part.class_names) == (2, [1, 0], ["a", "b"])
+    part.set_epoch(3)
+    assert [(points[0, 0].item(), label) for points, label in (part[0], part[1])] == [(1.0, 31), (4.0, 30)]
+
+
+# ---- runs ----
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    """A folder with generated data sets and small configs."""
+    folder = tmp_path_factory.mktemp("playground")
+    data = folder / "data"
+    write_modelnet(data, classes=CLASSES, train=10, test=3, num_points=128)
+    write_shapenet(data, classes=CLASSES, train=4, test=1, num_points=128)
+    write_modelnet_svm(data, classes=CLASSES, train=4, test=3, num_points=128)
+    write_shapenetpart(data, classes=["mug", "knife"], train=12, test=1, num_points=96)
+    write_fewshot(data, classes=CLASSES, test=3, num_points=48, ways=[2], shots=[10], folds=1)
+    write_config(folder, FINETUNING, CONFIGS[FINETUNING])
+    write_config(folder, PRETRAINING, {**CONFIGS[PRETRAINING], "max_epoch": 1})
+    write_config(folder, SEGMENTING, SEGMENTATION[SEGMENTING])
+    few_shot = copy.deepcopy(FEW_SHOT)
+    few_shot["dataset"]["train"]["others"] |= {"way": 2, "shot": 10, "fold": 0}
+    write_config(folder, "few-shot/tiny", few_shot)
+    return folder
+
+
+@pytest.fixture
+def here(playground, monkeypatch):
+    monkeypatch.chdir(playground)
+    return playground
+
+
+def test_the_test_split_is_touched_when_training_is_over(here, monkeypatch):
+    """Of ModelNet: 30 training clouds, 3 of them held out, and 9 test clouds."""
+    events = []
+    evaluate, train = runner_finetune.evaluate, Trainer._train
+
+    def watched(model, loader, *others):
+        events.append(len(loader.dataset))
+        return evaluate(model, loader, *others)
+
+    monkeypatch.setattr(runner_finetune, "evaluate", watched)
+    monkeypatch.setattr(Trainer, "_train", lambda self, epoch: (events.append("epoch"), train(self, epoch)))
+    assert run(FINETUNING, "--scratch_model", "--select_on", "val", "--exp_name", "val") == 0
+    assert events == ["epoch", 3, "epoch", 3, 9, 9]
+    results = results_of(FINETUNING, "val")["training from scratch"]
+    assert results["protocol"] == "accuracy on ModelNet, test split"
+    assert results["best_chosen_on"].startswith("accuracy on ModelNet, a held-out tenth of the training split, ")
+    assert results["about"]["data"]["train"]["clouds"] == 27
+    log = next(Path("experiments", FINETUNING, "val").glob("*.log")).read_text()
+    assert "chosen on accuracy on ModelNet, a held-out tenth of the training split" in log
+
+
+def test_the_best_and_the_final_weights_are_tested(here):
+    assert run(FINETUNING, "--scratch_model", "--select_on", "val", "--exp_name", "both") == 0
+    folder = Path("experiments", FINETUNING, "both")
+    results = results_of_folder(folder)["training from scratch"]
+    for checkpoint, figure in (("best", "best_accuracy"), ("last", "final_accuracy")):
+        assert run(FINETUNING, "--test", "--ckpts", folder / f"ckpt-{checkpoint}.pth", "--exp_name", "check") == 0
+        assert results_of(FINETUNING, "check")["test"]["accuracy"] == results[figure]
+
+
+@pytest.mark.parametrize("config", [SEGMENTING, "few-shot/tiny"])
+def test_other_tasks_choose_on_a_held_out_tenth(here, config):
+    assert run(config, "--scratch_model", "--select_on", "val", "--exp_name", "val") == 0
+    results = next(iter(results_of(config, "val").values()))
+    assert "a held-out tenth of the training split" in results["best_chosen_on"]
+    assert "test split" in results["protocol"]
+
+
+def test_pretraining_has_nothing_to_hold_out(here, capsys):
+    assert run(PRETRAINING, "--select_on", "val", "--exp_name", "val") == 1
+    assert "error: --select_on val is for fine-tuning" in capsys.readouterr().err
+    assert not Path("experiments", PRETRAINING, "val").exists()
+
+
+# ---- repetitions ----
+
+
+@pytest.fixture(scope="module")
+def repeated(playground):
+    """The summary of a run with two seeds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(playground)
+        assert run(FINETUNING, "--scratch_model", "--seeds", 3, 1, "--exp_name", "many") == 0
+        (summary,) = results_of(FINETUNING, "many").values()
+    return summary
+
+
+def test_seeds_are_summed_up(here, repeated):
+    for figure in ("best_accuracy", "final_accuracy"):
+        values = [results_of(FINETUNING, f"many-seed{seed}")["training from scratch"][figure] for seed in (3, 1)]
+        assert repeated[figure]["values"] == values
+        assert repeated[figure]["mean"] == pytest.approx(sum(values) / 2)
+        assert repeated[figure]["std"] == pytest.approx(abs(values[0] - values[1]) / 2)
+        assert repeated[figure]["best"] == max(values)
+    assert repeated["seeds"] == [3, 1]
+    log = next(Path("experiments", FINETUNING, "many").glob("*.log")).read_text()
+    assert "best seed" in log
+    assert "epoch 0/1" not in log  # that is in the logs of the seeds
+
+
+def test_a_seed_is_run_as_if_alone(here, repeated):
+    assert run(FINETUNING, "--scratch_model", "--seed", 1, "--exp_name", "alone") == 0
+    alone, one = (results_of(FINETUNING, name)["training from scratch"] for name in ("alone", "many-seed1"))
+    assert {**alone, "seconds": 0, "about": 0} == {**one, "seconds": 0, "about": 0}
+
+
+def test_interrupted_repetitions_resume_to_the_same_summary(here, repeated, monkeypatch):
+    train = Trainer._train
+
+    def interrupt(trainer, epoch):
+        if trainer.args.seed == 1 and epoch == 1:
+            raise KeyboardInterrupt
+        train(trainer, epoch)
+
+    flags = ("--scratch_model", "--seeds", 3, 1, "--exp_name", "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", interrupt)
+        assert run(FINETUNING, *flags) == 130
+    assert not Path("experiments", FINETUNING, "stopped/results.json").exists()
+    trained = []
+    monkeypatch.setattr(Trainer, "_train", lambda self, epoch: (trained.append(epoch), train(self, epoch)))
+    assert run(FINETUNING, *flags, "--resume") == 0
+    assert trained == [1]  # of seed 1
+    (summary,) = results_of(FINETUNING, "stopped").values()
+    assert {**summary, "about": 0} == {**repeated, "about": 0}
+
+
+def test_a_seed_given_twice_is_refused(here, capsys):
+    assert run(FINETUNING, "--scratch_model", "--seeds", 1, 1, "--exp_name", "twice") == 1
+    assert "error: --seeds 1 1 repeats a seed; give each once" in capsys.readouterr().err
+
+
+# ---- data in the device's memory ----
+
+
+def test_pretraining_on_resident_data_resumes(here):
+    flags = ("--resident_data", "--exp_name")
+    assert run(PRETRAINING, *flags, "whole") == 0
+    write_config(here, "pre-training/short", {**CONFIGS[PRETRAINING], "max_epoch": 0})
+    assert run("pre-training/short", *flags, "stopped") == 0
+    shutil.copytree("experiments/pre-training/short/stopped", Path("experiments", PRETRAINING, "stopped"))
+    assert run(PRETRAINING, *flags, "stopped", "--resume") == 0
+    whole, resumed = (
+        torch.load(Path("experiments", PRETRAINING, name, "ckpt-last.pth"), weights_only=True)["base_model"]
+        for name in ("whole", "stopped")
+    )
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+
+
+def test_only_shapenet_is_kept_resident(here, capsys):
+    assert run(FINETUNING, "--scratch_model", "--resident_data", "--exp_name", "resident") == 1
+    assert "--resident_data keeps ShapeNet in the device's memory, not ModelNet: drop it" in capsys.readouterr().err
