@@ -35,8 +35,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = Path("cfgs/demo/ablation.yaml")
 DATA = Path("data/ablation")
-SHAPES = {"shapenet": 40, "train": 20, "test": 40}  # per class
-EXPECTED_SECONDS = {False: 70, True: 40}  # of a run on two idle cores, quick or not
+SHAPES = {"shapenet": 80, "train": 20, "test": 40}  # per class
+EXPECTED_SECONDS = {False: 170, True: 50}  # of a run on two idle cores, quick or not
 HEADING = "## Figures\n"
 HEADERS = ("mask", "losses", "linear SVM, %", "seeds", "saliency held by visible tokens, %")
 
