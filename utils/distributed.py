@@ -43,7 +43,7 @@ def processes(launcher: str) -> Iterator[None]:
     if device.type == "cpu":
         dist.init_process_group("gloo", timeout=TIMEOUT)
     else:
-        torch.get_device_module(device).set_device(device)
+        torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=TIMEOUT)
     try:
         yield
