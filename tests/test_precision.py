@@ -227,6 +227,8 @@ def dynamo():
     torch.compiler.reset()
     counters.clear()
     settings = torch._dynamo.config
+    if not hasattr(settings, "fail_on_cache_limit_hit"):
+        pytest.skip("this PyTorch cannot fail where compiling stops, so the tests could not tell")
     with settings.patch(cache_size_limit=settings.cache_size_limit, fail_on_cache_limit_hit=True):
         yield
     torch.compiler.reset()
