@@ -132,7 +132,7 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
     parent = EXPERIMENTS / source.parent.name / source.stem
     name = Path(args.exp_name, part)
     folder = parent / name
-    run = Run(folder, mode, {}, None)
+    run = Run(folder, mode, {})
     if training and restarted():  # whatever the command line says: continue what is there
         args.resume = bool(run.resumable)
     on_main(lambda: _check_folder(run, training, args.resume))

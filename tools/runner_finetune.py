@@ -45,8 +45,9 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
     with open_run(config, args, mode, training=True, part=part) as run:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
-        train, test = training_loader(config, args), evaluation_loader(config, "test", args)
+        train = training_loader(config, args)
         chooser, name = selection_loader(config, args)
+        test = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
         run.note_data(train=train.dataset, test=test.dataset)
         model = build_network(config["model"], "num_classes", mode).to(device)
         check_labels(model, train, test)

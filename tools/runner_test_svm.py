@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tools.builder import build_network, evaluation_loader
 from tools.engine import extract_features
 from tools.probes import Features, load_features, probe, probe_table, save_features
-from tools.report import describe, format_table, open_run
+from tools.report import format_table, open_run
 from utils.checkpoint import load_weights
 from utils.device import choose_device
 from utils.distributed import on_main
@@ -44,7 +44,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         loaders = svm_loaders(config, args)
         run.note_data(svm_train=loaders[0].dataset, svm_test=loaders[1].dataset)
-        features = _features(config, args, loaders, run.about["data"])
+        features = _features(config, args, loaders, run.about)
         results = {
             "protocol": f"linear SVM on {config['dataset']['svm_test']['NAME']}, test split",
             "checkpoint": str(args.ckpts),
@@ -56,15 +56,15 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
 
 
 def _features(
-    config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader, DataLoader], data: dict[str, Any]
+    config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader, DataLoader], about: dict[str, Any]
 ) -> Features:
-    """Encode both splits, or take the features that `--save_features` kept; `data` are the splits' fingerprints."""
+    """Encode both splits, or take the features that `--save_features` kept; `about` is what the run says of itself."""
     model_config, path = without_teacher(config["model"]), args.save_features
     origin = {
-        "checkpoint_sha256": describe(config, args)["checkpoint_sha256"],
+        "checkpoint_sha256": about["checkpoint_sha256"],
         "model": model_config,
         "dataset": {split: config["dataset"][split] for split in ("svm_train", "svm_test")},
-        "data": data,
+        "data": about["data"],
     }
     if path and on_main(path.exists):
         logger.info("features of this checkpoint are in %s: nothing is encoded", path)
