@@ -42,8 +42,8 @@ test: lint
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.bench_extensions $(BENCH)
 	$(BIN)/python -m benchmarks.bench_train_step $(BENCH)
-	$(BIN)/python -m benchmarks.bench_data
-	$(BIN)/python -m benchmarks.bench_svm
+	$(BIN)/python -m benchmarks.bench_data $(BENCH)
+	$(BIN)/python -m benchmarks.bench_svm $(filter --quick,$(BENCH))
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

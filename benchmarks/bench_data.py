@@ -1,6 +1,6 @@
 """How fast pre-training's clouds come: from their files, from a pack, and from the memory of the device.
 
-    python -m benchmarks.bench_data [--device cpu|cuda] [--clouds N] [--batch B] [--workers W]
+    python -m benchmarks.bench_data [--device cpu|cuda] [--quick] [--clouds N] [--batch B] [--workers W]
         [--epochs E] [--folder FOLDER] [--out FOLDER] [--note TEXT]
 
 Generates files, then times whole epochs until each batch is on the device; nothing is trained. The three run in turns,
@@ -9,10 +9,7 @@ page cache, so that no disk is measured: what a pack saves in seeks comes on top
 """
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.machine import machine, timer, versions
+from benchmarks.machine import timer
+from benchmarks.record import add_flags, write_results
 from datasets.pack import pack
 from datasets.resident import ResidentLoader
 from tools.builder import training_loader
@@ -33,6 +31,7 @@ from utils.parser import parse_args as parse_training_args
 PACKAGES = ("torch", "numpy")
 CONFIG = "cfgs/pre-training/i2p-mae.yaml"
 N_POINTS, NPOINTS = 8192, 2048  # of a file, of an item
+CLOUDS, EPOCHS = {False: 512, True: 128}, {False: 11, True: 3}  # quick or not
 
 
 @dataclass
@@ -53,28 +52,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = measure(loaders(Path(folder), args.clouds, args.batch, args.workers, device), device, args.epochs)
     table = [[row.source, row.clouds_per_s, row.ratio] for row in rows]
     print(format_table(table, ["source", "clouds/s", "× files"]))
-    command = shlex.join(["python", "-m", "benchmarks.bench_data", *(sys.argv[1:] if argv is None else argv)])
-    about = {"command": command, "note": args.note, "machine": machine(device), "versions": versions(PACKAGES)}
     sizes = {"clouds": args.clouds, "n_points": N_POINTS, "npoints": NPOINTS, "batch": args.batch}
-    results = {**about, **sizes, "workers": args.workers, "rows": [asdict(row) for row in rows]}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written: {args.out / 'results.json'}")
+    figures = {**sizes, "workers": args.workers, "rows": [asdict(row) for row in rows]}
+    write_results("bench_data", argv, args, f"data-{args.device}", PACKAGES, **figures)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; `out` defaults to a folder of the device."""
+    """The command line."""
     parser = argparse.ArgumentParser(description="time the sources of pre-training's clouds")
     parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
-    parser.add_argument("--clouds", type=int, default=512, help="files to generate, 96 KiB each (%(default)s)")
+    parser.add_argument("--clouds", type=int, help="files to generate, 96 KiB each (512; with --quick 128)")
     parser.add_argument("--batch", type=int, default=64, help="clouds per batch (%(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="processes that read files or the pack (%(default)s)")
-    parser.add_argument("--epochs", type=int, default=11, help="epochs of each (%(default)s)")
+    parser.add_argument("--epochs", type=int, help="epochs of each (11; with --quick 3)")
     parser.add_argument("--folder", type=Path, help="where to generate the files (default: the system's temporary)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/data-DEVICE)")
-    parser.add_argument("--note", default="", help="kept with the results, such as: shared machine")
+    add_flags(parser, quick="fewer clouds and epochs")
     args = parser.parse_args(argv)
-    args.out = args.out or Path("benchmarks/results") / f"data-{args.device}"
+    args.clouds, args.epochs = args.clouds or CLOUDS[args.quick], args.epochs or EPOCHS[args.quick]
     return args
 
 

@@ -8,12 +8,9 @@ machine disturbs all alike; the ratios are the figures to read.
 
 import argparse
 import contextlib
-import json
 import logging
 import os
-import shlex
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +19,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import CASES, SIZES, Call, Case
-from benchmarks.machine import machine, time_on_gpu, timer, versions
+from benchmarks.machine import time_on_gpu, timer
+from benchmarks.record import add_flags, write_results
 from utils.device import choose_device
 
 PACKAGES = ("torch", "cuda-core", "numpy", "scipy", "scikit-learn", "fpsample", "torch_cluster")
@@ -71,25 +69,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for row in measure_op(op, device, args.quick, limits):
             print_row(row, ceiling)
             rows.append(row)
-    command = shlex.join(["python", "-m", "benchmarks.bench_extensions", *(sys.argv[1:] if argv is None else argv)])
-    about = {"command": command, "note": args.note, "machine": machine(device), "versions": versions(PACKAGES)}
-    args.out.mkdir(parents=True, exist_ok=True)
-    results = {**about, "ceiling": ceiling, "rows": [asdict(row) for row in rows]}
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    plot(rows, args.out / "times.png")
-    print(f"written: {args.out / 'results.json'}, {args.out / 'times.png'}")
+    figures = {"ceiling": ceiling, "rows": [asdict(row) for row in rows]}
+    folder = write_results("bench_extensions", argv, args, device.type, PACKAGES, **figures)
+    plot(rows, folder / "times.png")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; `out` defaults to a folder of the device."""
+    """The command line."""
     parser = argparse.ArgumentParser(description="time the extensions against references and alternatives")
     parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
-    parser.add_argument("--quick", action="store_true", help="fewer and smaller clouds, calls of 3 seconds at most")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: benchmarks/results/DEVICE)")
-    parser.add_argument("--note", default="", help="kept with the results, such as: shared machine")
-    args = parser.parse_args(argv)
-    args.out = args.out or Path("benchmarks/results") / args.device
-    return args
+    add_flags(parser, quick="fewer and smaller clouds, calls of 3 seconds at most")
+    return parser.parse_args(argv)
 
 
 def measure_op(op: str, device: torch.device, quick: bool, limits: Limits) -> Iterator[Row]:

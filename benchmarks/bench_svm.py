@@ -8,19 +8,15 @@ with the share of clouds for which both predict the same class, and writes resul
 """
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from sklearn.svm import SVC
 
-from benchmarks.machine import machine, time_on_cpu, versions
+from benchmarks.machine import time_on_cpu
+from benchmarks.record import add_flags, write_results
 from tools.report import format_table
 from tools.svm import check_features, fit_linear_svms
 
@@ -36,21 +32,14 @@ Data = tuple[np.ndarray, np.ndarray, np.ndarray]  # training features, training 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both kinds of features and write the results."""
     parser = argparse.ArgumentParser(description="time the linear SVM beside scikit-learn's")
-    parser.add_argument("--quick", action="store_true", help="fewer clouds")
     parser.add_argument("--runs", type=int, default=5, help="turns that count (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/svm"), help="folder (%(default)s)")
-    parser.add_argument("--note", default="", help="kept with the results, such as: shared machine")
+    add_flags(parser, quick="fewer clouds")
     args = parser.parse_args(argv)
     sizes = CLOUDS[args.quick]
     rows = [measure(name, features(separation, *sizes), args.runs) for name, separation in SEPARATIONS.items()]
     print(format_table([list(row.values()) for row in rows], list(rows[0])))
-    command = shlex.join(["python", "-m", "benchmarks.bench_svm", *(sys.argv[1:] if argv is None else argv)])
-    about = {"command": command, "note": args.note, "machine": machine(torch.device("cpu"))}
     data = {"clouds": sizes, "channels": CHANNELS, "number_of_classes": CLASSES, "C": C, "runs": args.runs}
-    results = {**about, "versions": versions(PACKAGES), **data, "rows": rows}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(f"written: {args.out / 'results.json'}")
+    write_results("bench_svm", argv, args, "svm", PACKAGES, **data, rows=rows)
 
 
 def features(separation: float, train: int, test: int) -> Data:

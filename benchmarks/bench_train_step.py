@@ -8,8 +8,6 @@ Prints tables of medians and writes results.json and stages.png; benchmarks/READ
 
 import argparse
 import itertools
-import json
-import shlex
 import statistics
 import sys
 import tempfile
@@ -22,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.machine import machine, memory_on_cpu, memory_on_gpu, timer, versions
+from benchmarks.machine import memory_on_cpu, memory_on_gpu, timer
+from benchmarks.record import add_flags, write_results
 from benchmarks.train_step import CLOUD_POINTS, STAGES, Floor, Size, Training
 from datasets.synthetic.catalogue import CATALOGUE
 from datasets.synthetic.layouts import write_shapenet
@@ -86,7 +85,6 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all sizes and write the results."""
     args = parse_args(argv)
-    command = shlex.join(["python", "-m", "benchmarks.bench_train_step", *(sys.argv[1:] if argv is None else argv)])
     sizes = sizes_of(args)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -101,33 +99,25 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             print_rows(measured)
             rows += measured
-    args.out.mkdir(parents=True, exist_ok=True)
-    about = {"command": command, "note": args.note, "machine": machine(torch.device(args.device))}
-    results = {**about, "versions": versions(PACKAGES), "rows": [asdict(row) for row in rows]}
-    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    plot(rows, args.out / "stages.png")
-    print(f"written: {args.out / 'results.json'}, {args.out / 'stages.png'}")
+    name = f"train_step-{args.device}"
+    folder = write_results("bench_train_step", argv, args, name, PACKAGES, rows=[asdict(row) for row in rows])
+    plot(rows, folder / "stages.png")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; `out` defaults to a folder of the device."""
+    """The command line."""
     parser = argparse.ArgumentParser(description="time one step of I2P-MAE's pre-training by stages")
     parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
-    parser.add_argument("--quick", action="store_true", help="the demo's small model and teacher")
     parser.add_argument("--formulation", nargs="+", choices=["ours", "released"], default=["ours", "released"])
     parser.add_argument("--batch", nargs="+", type=int, help="clouds per batch; with --points every pair of both")
     parser.add_argument("--points", nargs="+", type=int, help="points per cloud")
     parser.add_argument("--amp", nargs="+", choices=["none", *DTYPES], default=["none"], help="precisions of ours")
-    parser.add_argument(
-        "--out", type=Path, help="folder of the results (default: benchmarks/results/train_step-DEVICE)"
-    )
-    parser.add_argument("--note", default="", help="kept with the results, such as: shared machine")
+    add_flags(parser, quick="the demo's small model and teacher")
     args = parser.parse_args(argv)
     if min(args.batch or [1]) < 1:
         parser.error(f"--batch {min(args.batch)}: give at least 1")
     if not 1 <= min(args.points or [1]) <= max(args.points or [1]) <= CLOUD_POINTS:
         parser.error(f"--points {args.points}: give 1 to {CLOUD_POINTS}")
-    args.out = args.out or Path("benchmarks/results") / f"train_step-{args.device}"
     return args
 
 

@@ -4,16 +4,18 @@ import json
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_extensions, cases
+from benchmarks import bench_extensions, bench_svm, cases
 from benchmarks.bench_extensions import Limits, Row, contenders, measure, measure_op
 from benchmarks.cases import BUCKETS, CASES, Case
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 
+ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 QUICKLY = Limits(call=60.0, contender=0.0, fewest=1, most=1)
 
@@ -115,3 +117,16 @@ def test_results_are_written(monkeypatch, tmp_path):
     assert (results["note"], results["versions"]["torch"]) == ("a test", torch.__version__.partition("+")[0])
     assert results["command"].endswith("--note 'a test'")
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_quick_results_leave_the_tracked_ones_alone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_svm, "CLOUDS", {False: (200, 50), True: (160, 40)})
+    for flags in ([], ["--quick"]):
+        bench_svm.main([*flags, "--runs", "1"])
+    found = {path: json.loads(path.read_text())["clouds"] for path in Path("benchmarks/results").rglob("*.json")}
+    assert found == {
+        Path("benchmarks/results/svm/results.json"): [200, 50],
+        Path("benchmarks/results/quick/svm/results.json"): [160, 40],
+    }
+    assert "/benchmarks/results/quick/" in (ROOT / ".gitignore").read_text().splitlines()
