@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -195,8 +196,10 @@ def good_checkpoints(folder):
 
 def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path):
     kept = ["ckpt-last.pth", ".lock", ".results.json.7.tmp", "nonfinite-epoch0-batch0-rank0.pth"]
-    for name in [*kept, ".ckpt-last.pth.7.tmp", ".ckpt-best.pth.12345.tmp"]:
+    stale = ".results.json.8.tmp"
+    for name in [*kept, ".ckpt-last.pth.7.tmp", ".ckpt-best.pth.12345.tmp", stale]:
         (tmp_path / name).touch()
+    os.utime(tmp_path / stale, (time.time() - 4000,) * 2)
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 

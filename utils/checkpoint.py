@@ -1,9 +1,11 @@
 """Checkpoints: read without trust, load without silence, write whole."""
 
 import codecs
+import contextlib
 import functools
 import pickle
 import re
+import time
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -35,6 +37,7 @@ _LEFTOVERS = {
     **dict.fromkeys(_NEW_HEADS, "heads"),
 }
 _KEYS_SHOWN = 3
+_STALE_SECONDS = 3600  # what took so long to write is not being written any more
 _DOS_FOLDER = 0x10  # attribute of a zip record; torch.load takes such a one for empty and hands out memory as it is
 
 
@@ -170,9 +173,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], previous: Path | No
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the temporary files of checkpoints whose writers were killed; nobody may be writing one there."""
-    for temporary in folder.glob(".*.pth.*.tmp"):
-        temporary.unlink()
+    """Remove the temporary files that killed writers left.
+
+    Those of checkpoints, which nobody may be writing there; of other files those of an hour ago or more, since an
+    evaluation may be writing its results there now.
+    """
+    for temporary in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # its writer has just put it in place
+            if ".pth." in temporary.name or time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+                temporary.unlink()
 
 
 def _check_archive(path: Path) -> None:
