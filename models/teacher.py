@@ -1,7 +1,6 @@
 """Frozen 2D teachers: images in, patch features and a saliency map out."""
 
 import codecs
-import difflib
 import functools
 import re
 import warnings
@@ -17,6 +16,8 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from models.settings import check_settings
 
 # CLIP's name of an image tower → open_clip's name of the same tower with QuickGELU, which CLIP was trained with.
 CLIP_TOWERS = {
@@ -194,18 +195,10 @@ def tower_sizes(visual_encoder: str | Mapping[str, int]) -> TowerSizes:
 
 def _check_sizes(sizes: Mapping[str, int]) -> TowerSizes:
     where = "model.clip_config.visual_encoder"
-    for key in sizes:
-        if key not in TowerSizes._fields:
-            nearest = difflib.get_close_matches(str(key), TowerSizes._fields, n=1, cutoff=0)[0]
-            raise ValueError(
-                f"unknown key '{where}.{key}'; did you mean '{nearest}'? valid: {', '.join(TowerSizes._fields)}"
-            )
-    missing = [field for field in TowerSizes._fields if field not in sizes]
-    if missing:
-        raise ValueError(f"{where} is {dict(sizes)}, without {', '.join(missing)}: give all tower sizes")
+    check_settings(TowerSizes, sizes, where)
     for key, value in sizes.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{where}.{key} is {value!r}: give a positive integer")
+        if value < 1:
+            raise ValueError(f"{where}.{key} is {value}: give a positive integer")
     tower = TowerSizes(**sizes)
     for whole, part in (("image_size", "patch_size"), ("width", "heads")):
         if getattr(tower, whole) % getattr(tower, part):
