@@ -1,8 +1,9 @@
 """Points drawn anew every epoch, the same ones whichever process draws them."""
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from utils.seed import mixed_seed
 
 
 class DrawnDataset(Dataset):
@@ -27,5 +28,4 @@ class DrawnDataset(Dataset):
 
     def generator(self, index: int) -> torch.Generator:
         """Return the generator of item `index` (not negative) in this epoch."""
-        mixed = np.random.SeedSequence((self.seed, int(self.epoch), index)).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(mixed[0]))
+        return torch.Generator().manual_seed(mixed_seed(self.seed, int(self.epoch), index))

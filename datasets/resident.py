@@ -11,6 +11,7 @@ from datasets.shapenet55 import ShapeNet
 from datasets.transforms import normalize_unit_sphere, random_subset
 from utils.device import free_memory
 from utils.logger import progress
+from utils.seed import mixed_seed
 
 CHUNK = 256  # clouds copied to the device at once
 STREAM = 100  # of random numbers: apart from those that the training loop seeds with (seed, epoch, 0 …)
@@ -77,10 +78,6 @@ class ResidentLoader:
         draws = torch.Generator(self.device)
         for batch in range(self.start, self.start + len(self)):
             rows = share[batch * self.batch_size : (batch + 1) * self.batch_size]
-            draws.manual_seed(self._seed(batch))
+            draws.manual_seed(mixed_seed(self.dataset.seed, int(self.dataset.epoch), STREAM, self.rank, batch))
             points = random_subset(self.clouds[rows], self.dataset.npoints, draws)  # (B, npoints, 3)
             yield normalize_unit_sphere(points), self.labels[rows]
-
-    def _seed(self, batch: int) -> int:
-        entropy = (self.dataset.seed, int(self.dataset.epoch), STREAM, self.rank, batch)
-        return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])

@@ -143,9 +143,14 @@ def test_ranks_share_an_epoch(dataset, world_size, batch_size):
     assert len(set(together)) == len(together)
 
 
-def test_ranks_draw_independently(dataset):
-    first, second = (ResidentLoader(dataset, 4, CPU, rank, 2) for rank in (0, 1))
-    assert first._seed(0) != second._seed(0) != second._seed(1)
+def test_every_batch_of_every_rank_draws_by_a_seed_of_its_own(dataset, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(
+        resident, "random_subset", lambda points, _, draws: seeds.append(draws.initial_seed()) or points
+    )
+    for rank in (0, 1):
+        list(ResidentLoader(dataset, 4, CPU, rank, 2))
+    assert len(set(seeds)) == len(seeds) > 2
 
 
 def test_a_pack_gives_the_same_batches(dataset, folders):

@@ -4,12 +4,11 @@ import logging
 import statistics
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ from tools.report import Run, format_table
 from utils.checkpoint import load_weights, read_checkpoint, save_checkpoint
 from utils.device import peak_memory
 from utils.distributed import any_process, gather, on_main, rank, world_size
-from utils.seed import rng_state, set_rng_state
+from utils.seed import mixed_seed, rng_state, set_rng_state
 from utils.signals import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -136,8 +135,8 @@ class Trainer:
         """Train on what is left of an epoch, or on `most` batches of it."""
         self.scheduler.step(epoch)
         if not self.progress.batches:
-            self.augmentation.manual_seed(_seed(self.args.seed, epoch, AUGMENTATION_STREAM, rank()))
-        self.loader.begin(epoch, _seed(self.args.seed, epoch, ORDER_STREAM), self.progress.batches)
+            self.augmentation.manual_seed(mixed_seed(self.args.seed, epoch, AUGMENTATION_STREAM, rank()))
+        self.loader.begin(epoch, mixed_seed(self.args.seed, epoch, ORDER_STREAM), self.progress.batches)
 
         def step(batch: Batch) -> dict[str, Tensor]:
             tensors = (tensor.to(self.device, non_blocking=True) for tensor in batch)
@@ -146,7 +145,7 @@ class Trainer:
         try:
             return train_one_epoch(
                 self.network,
-                self.loader if most is None else _First(self.loader, most),
+                self.loader if most is None else islice(self.loader, most),
                 step,
                 self.optimizer,
                 precision=self.precision,
@@ -319,23 +318,9 @@ class Trainer:
         return expected
 
 
-class _First:
-    """The first batches of a loader."""
-
-    def __init__(self, loader: TrainingLoader | ResidentLoader, most: int) -> None:
-        self.loader, self.most = loader, most
-
-    def __iter__(self) -> Iterator[Batch]:
-        return islice(iter(self.loader), self.most)
-
-
 def evaluation_interval(config: dict[str, Any], args: Namespace) -> int:
     """Epochs from one evaluation to the next: `--val_freq` if it is more than 1, else `svm.every`."""
     return args.val_freq if args.val_freq > 1 else config["svm"]["every"]
-
-
-def _seed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,11 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
     torch.backends.cudnn.benchmark = False
 
 
+def mixed_seed(*numbers: int) -> int:
+    """Return the seed, 64 bits, of the draws that belong to these numbers (at least 0); unrelated for near ones."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
 def rng_state() -> dict[str, Any]:
     """Read the state of every global random generator.
 
