@@ -68,7 +68,7 @@ def volume(triangles):
         (ellipsoid(2, 2, 2), 4 / 3 * np.pi, 4 * np.pi),
         (torus(2, 0.5), np.pi**2, 4 * np.pi**2),
         (tube([(0, 0, 0), (1, 1, 1)], 0.5, segments=40), np.pi / 4 * 3**0.5, np.pi * (3**0.5 + 0.5)),
-        (tube(arc(2, 0, 1, axis=0), 0.2), 0.04 * np.pi * 2 * np.pi, 0.4 * np.pi * 2 * np.pi + 0.08 * np.pi),
+        (tube(arc(2, 0, 1), 0.2), 0.04 * np.pi * 2 * np.pi, 0.4 * np.pi * 2 * np.pi + 0.08 * np.pi),
         (revolve([(0, 0), (1, 0), (1, 1), (0, 1)], segments=4), 2, 4 + 4 * 2**0.5),
     ],
 )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, fold_name
 from tools import profiler
 
 PUBLISHED = json.loads(Path(__file__).with_name("paper_results.json").read_text())
@@ -25,7 +26,7 @@ def _scan(folder: str, ending: str = "") -> DataSet:
     return DataSet("ScanObjectNN", files, "hkust-vgd.github.io/scanobjectnn")
 
 
-FEW_SHOT = {f"{way}w{shot}s": (way, shot) for way in (5, 10) for shot in (10, 20)}
+FEW_SHOT = {f"{way}w{shot}s": (way, shot) for way in WAYS for shot in SHOTS}
 DATA_SETS = {
     "ShapeNet-55": DataSet(
         "ShapeNet55-34",
@@ -58,7 +59,7 @@ DATA_SETS = {
     **{
         f"few-shot {key}": DataSet(
             "ModelNetFewshot",
-            tuple(f"{way}way_{shot}shot/{fold}.pkl" for fold in range(10)),
+            tuple(fold_name(way, shot, fold) for fold in range(FOLDS)),
             "the authors of Point-BERT",
         )
         for key, (way, shot) in FEW_SHOT.items()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..shapenetpart import PARTS
 from . import furniture, household, vehicles
 from .primitives import Triangles
 
@@ -49,24 +50,7 @@ CATALOGUE: dict[str, ShapeClass] = {
 }
 
 # ShapeNetPart category → first of its published part ids; the parts of a class above follow in order.
-FIRST_PART: dict[str, int] = {
-    "airplane": 0,
-    "bag": 4,
-    "cap": 6,
-    "car": 8,
-    "chair": 12,
-    "earphone": 16,
-    "guitar": 19,
-    "knife": 22,
-    "lamp": 24,
-    "laptop": 28,
-    "motorbike": 30,
-    "mug": 36,
-    "pistol": 38,
-    "rocket": 41,
-    "skateboard": 44,
-    "table": 47,
-}
+FIRST_PART: dict[str, int] = {name.lower(): parts.start for name, parts in PARTS.items()}
 
 # The 15 classes of a stand-in for ScanObjectNN: things that stand on a floor or on a table.
 SCAN_CLASSES: tuple[str, ...] = (

@@ -11,6 +11,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from ..modelnet40_fewshot import FOLDS, SHOTS, WAYS, fold_name
+from ..scanobjectnn import SPLITS
 from .catalogue import CATALOGUE, FIRST_PART, SCAN_CLASSES
 from .publish import publish
 from .sampling import Cloud, check_classes, sample_scan, sample_shape
@@ -18,7 +20,6 @@ from .sampling import Cloud, check_classes, sample_scan, sample_shape
 # Part of every marker: raise it when the same request gives other files.
 VERSION = 1
 SHAPES_PER_H5 = 2048
-WAYS, SHOTS, FOLDS = (5, 10), (10, 20), 10
 
 
 def write_shapenet(
@@ -163,12 +164,7 @@ def write_scanobjectnn(
 
     def write(folder: Path) -> None:
         _write_lines(folder / "shape_names.txt", names)
-        places = {
-            "obj-bg": ("main_split", ""),
-            "obj": ("main_split_nobg", ""),
-            "pb": ("main_split", "_augmentedrot_scale75"),
-        }
-        for variant, (split_folder, ending) in places.items():
+        for variant, (split_folder, ending) in SPLITS.items():
             (folder / split_folder).mkdir(exist_ok=True)
             for split, count in (("training", train), ("test", test)):
                 stream = f"scanobjectnn/{split}"
@@ -235,7 +231,7 @@ def write_fewshot(
                     picked = rng.choice(len(train_pool[name]), shot, replace=False)
                     content["train"] += [(train_pool[name][i], label, name) for i in picked]
                     content["test"] += [(points, label, name) for points in test_pool[name]]
-                _write_pickle(folder / f"{way}way_{shot}shot" / f"{fold}.pkl", content)
+                _write_pickle(folder / fold_name(way, shot, fold), content)
 
     return publish(Path(root) / "ModelNetFewshot", request, write)
 

@@ -146,10 +146,10 @@ def tube(path: ArrayLike, radius: ArrayLike, segments: int = 12) -> Triangles:
     return _grid(join(first, wall, last))
 
 
-def arc(radius: float, start: float, stop: float, axis: int = 2, count: int = 16) -> NDArray[np.float64]:
-    """Return (count, 3) points on a circle about `axis`, between two angles in units of pi."""
-    angle = np.pi * np.linspace(start, stop, count)
-    return np.roll(np.column_stack([radius * np.cos(angle), radius * np.sin(angle), 0 * angle]), axis - 2, axis=-1)
+def arc(radius: float, start: float, stop: float) -> NDArray[np.float64]:
+    """Return (16, 3) points on a circle about the z axis, between two angles in units of pi."""
+    angle = np.pi * np.linspace(start, stop, 16)
+    return np.column_stack([radius * np.cos(angle), radius * np.sin(angle), 0 * angle])
 
 
 def _grid(vertices: np.ndarray) -> Triangles:

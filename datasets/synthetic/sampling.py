@@ -7,11 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..scanobjectnn import SPLITS
 from .catalogue import CATALOGUE
 from .primitives import Triangles, box, join, rotate, triangle_areas, triangle_normals
 
 BACKGROUND = -1
-SCAN_VARIANTS = ("obj-bg", "obj", "pb")
+SCAN_VARIANTS = tuple(SPLITS)
+PIXEL, DEPTH_TOLERANCE = 0.045, 0.1  # of the cameras, in the unit of the scene
 SCENE_POINTS = 24_000  # dense enough that nothing shines through at the resolution of `_visible`
 
 
@@ -173,20 +175,18 @@ def _seen_by_cameras(scene: Cloud, rng: np.random.Generator) -> np.ndarray:
     return seen
 
 
-def _visible(
-    points: np.ndarray, azimuth: float, elevation: float, cell: float = 0.045, tolerance: float = 0.1
-) -> np.ndarray:
+def _visible(points: np.ndarray, azimuth: float, elevation: float) -> np.ndarray:
     """Return (N,) bool, True where a point is among the nearest of its pixel to a distant camera; angles in radians."""
     right = np.array([np.cos(azimuth), 0, -np.sin(azimuth)])
     level = np.array([np.sin(azimuth), 0, np.cos(azimuth)])
     towards = np.cos(elevation) * level + (0, np.sin(elevation), 0)
     image = points @ np.column_stack([right, np.cross(towards, right)])
-    row, column = np.floor((image - image.min(axis=0)) / cell).astype(np.int64).T
+    row, column = np.floor((image - image.min(axis=0)) / PIXEL).astype(np.int64).T
     pixel = row * (column.max() + 1) + column
     nearness = points @ towards
     nearest = np.full(pixel.max() + 1, -np.inf)
     np.maximum.at(nearest, pixel, nearness)
-    return nearness >= nearest[pixel] - tolerance
+    return nearness >= nearest[pixel] - DEPTH_TOLERANCE
 
 
 def _perturbed_crop(seen: Cloud, corner: np.ndarray, rng: np.random.Generator) -> np.ndarray:
