@@ -16,6 +16,7 @@ from datasets.untrusted import (
     check_count,
     check_labels,
     check_points,
+    check_single_labels,
     load_pickle,
     read_h5,
     read_lines,
@@ -77,10 +78,7 @@ class ModelNet(Dataset):
         for i, cloud in enumerate(clouds):  # in place, so that the unused normals are freed one by one
             cloud = check_points(cloud, f"{path}, cloud {i}", (self.n_points, 6))
             clouds[i] = cloud if self.use_normals else cloud[:, :3].copy()
-        sizes = {np.size(label) for label in labels}
-        if sizes != {1}:
-            raise ValueError(f"{path}: labels of {sorted(sizes)} numbers; expected one per cloud")
-        return clouds, check_labels(np.stack([np.reshape(label, ()) for label in labels]), path, len(self.class_names))
+        return clouds, check_single_labels(labels, path, len(self.class_names))
 
     def _read_listing(self, folder: Path, listing: Path) -> tuple[list[Path], np.ndarray]:
         names = read_lines(listing, "DATA_PATH")

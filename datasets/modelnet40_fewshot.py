@@ -13,8 +13,8 @@ from datasets.untrusted import (
     WAY_OUT,
     check_choice,
     check_count,
-    check_labels,
     check_points,
+    check_single_labels,
     load_pickle,
     require_folder,
 )
@@ -66,7 +66,7 @@ class ModelNetFewShot(Dataset):
             check_points(points, f"{path}, {subset} cloud {i}", (n_points, 6))[:, :channels].copy()
             for i, (points, _, _) in enumerate(items)
         ]
-        self.labels = _read_labels(items, path, way)
+        self.labels = check_single_labels([label for _, label, _ in items], path, way)
         counts = np.bincount(self.labels, minlength=way)
         fits = counts == shot if subset == "train" else counts > 0
         if not fits.all():
@@ -108,10 +108,3 @@ def _read_subset(path: Path, subset: str) -> list[tuple]:
         if not isinstance(item, (list, tuple)) or len(item) != 3:
             raise ValueError(f"{path}: {subset} item {i} (counted from 0) is not (points, label, class)")
     return list(items)
-
-
-def _read_labels(items: list[tuple], path: Path, way: int) -> np.ndarray:
-    sizes = {np.size(label) for _, label, _ in items}
-    if sizes != {1}:
-        raise ValueError(f"{path}: labels of {sorted(sizes)} numbers; expected one per cloud")
-    return check_labels(np.stack([np.reshape(label, ()) for _, label, _ in items]), path, way)

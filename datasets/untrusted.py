@@ -125,6 +125,14 @@ def check_labels(labels: Any, source: str | Path, num_classes: int | None = None
     return labels.astype(np.int64)
 
 
+def check_single_labels(labels: Sequence[Any], source: str | Path, num_classes: int) -> np.ndarray:
+    """Return as int64 (n,) n labels that are a number each, or arrays of one; ValueError as in `check_labels`."""
+    sizes = {np.size(label) for label in labels}
+    if sizes != {1}:
+        raise ValueError(f"{source}: labels of {sorted(sizes)} numbers; expected one per cloud")
+    return check_labels(np.stack([np.reshape(label, ()) for label in labels]), source, num_classes)
+
+
 # ---------------------------------------------------------------------------------------------------- files
 
 
