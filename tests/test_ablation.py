@@ -134,7 +134,7 @@ def small(tmp_path, monkeypatch):
         commands.append(command)
         return main.main(command)
 
-    def make_data():
+    def make_data(_):
         write_shapenet("data", classes=CLASSES, train=4, test=1, num_points=128)
         write_scanobjectnn("data", classes=CLASSES, train=4, test=3, num_points=POINTS)
 

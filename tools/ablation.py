@@ -18,9 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from easydict import EasyDict
 
-from datasets.synthetic import write_scanobjectnn, write_shapenet
 from models import build_model
-from tools.demo import POINTS, probe
+from tools.demo import make_data, probe
+from tools.figures import save_figure
 from tools.report import EXPERIMENTS, format_table, markdown_table
 from tools.reproduce import launch, shown
 from tools.runner_pretrain import MODE
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG = Path("cfgs/demo/ablation.yaml")
 DATA = Path("data/ablation")
-SHAPES = {"shapenet": 80, "train": 20, "test": 40}  # per class
 EXPECTED_SECONDS = {False: 170, True: 50}  # of a run on two idle cores, quick or not
 HEADING = "## Figures\n"
 HEADERS = ("mask", "losses", "linear SVM, %", "seeds", "saliency held by visible tokens, %")
@@ -117,7 +116,7 @@ def measure_all(
     logger.info(
         "%d of %d runs to do: about %.0f minutes on two idle cores", to_do, total, to_do * expected_seconds / 60
     )
-    make_data()
+    make_data(DATA)
     table: dict[Setting | str, list[Figures]] = {UNTRAINED: [measure_untrained(config, seed, folder) for seed in seeds]}
     began, done = time.perf_counter(), 0
     for setting in SETTINGS:
@@ -130,12 +129,6 @@ def measure_all(
                 left = (to_do - done) * (time.perf_counter() - began) / done / 60
                 logger.info("%d of %d runs done, about %.0f minutes left", done, to_do, left)
     return table
-
-
-def make_data() -> None:
-    """Generate the unlabelled shapes (ShapeNet's layout) and the labelled scans (ScanObjectNN's layout)."""
-    write_shapenet(DATA, train=SHAPES["shapenet"], test=1, num_points=POINTS)
-    write_scanobjectnn(DATA, train=SHAPES["train"], test=SHAPES["test"], num_points=POINTS)
 
 
 def measure(config: EasyDict, setting: Setting, seed: int, folder: Path) -> Figures:
@@ -230,10 +223,7 @@ def draw(table: dict[Setting | str, list[Figures]], path: Path) -> None:
         axis.set_xticks(range(len(values)), [name.replace(" ", "\n") for name in columns])
         axis.margins(x=0.15)
         axis.set_title(title)
-    figure.tight_layout()
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png", dpi=80)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def read_text(document: Path) -> str:

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(None)
     began = time.perf_counter()
     logger.info(NOTE)
-    make_data()
+    make_data(DATA)
     name = f"{datetime.now():%Y%m%d-%H%M%S}"
     runs = [run_seed(f"{name}-seed{seed}", seed) for seed in args.seeds]
     table = format_table(summarise(runs), ["accuracy on the scan variant, test split, %", *_columns(args.seeds)])
@@ -74,12 +74,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make_data() -> None:
+def make_data(folder: Path) -> None:
     """Generate the unlabelled shapes (ShapeNet's layout) and the labelled scans (ScanObjectNN's layout)."""
     began = time.perf_counter()
-    write_shapenet(DATA, train=SHAPES["shapenet"], test=1, num_points=POINTS)
-    write_scanobjectnn(DATA, train=SHAPES["train"], test=SHAPES["test"], num_points=POINTS)
-    logger.info("generated shapes in %s: %.0f s", DATA, time.perf_counter() - began)
+    write_shapenet(folder, train=SHAPES["shapenet"], test=1, num_points=POINTS)
+    write_scanobjectnn(folder, train=SHAPES["train"], test=SHAPES["test"], num_points=POINTS)
+    logger.info("generated shapes in %s: %.0f s", folder, time.perf_counter() - began)
 
 
 def run_seed(name: str, seed: int) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def draw_reconstructions(model: MaskedAutoencoder, points: Tensor, path: Path) -
             for cloud_points, color in panel:
                 _scatter(axis, cloud_points.reshape(-1, 3), color)
             axis.set_title(title if cloud == 0 else "")
-    _write(figure, path)
+    save_figure(figure, path)
 
 
 def draw_parts(points: Tensor, true: Tensor, predicted: Tensor, names: Sequence[str], path: Path) -> None:
@@ -71,10 +71,11 @@ def draw_parts(points: Tensor, true: Tensor, predicted: Tensor, names: Sequence[
         for axis, (title, colors) in zip(row, panels, strict=True):
             _scatter(axis, points[shape], colors)
             axis.set_title(title)
-    _write(figure, path)
+    save_figure(figure, path)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG, which is whole or absent, and close it."""
     figure.tight_layout()
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=80)
