@@ -50,12 +50,8 @@ class Classifier(nn.Module):
             raise ValueError(f"smooth must be in [0, 1), got {smooth}")
         self.num_groups, self.group_sizes = tuple(num_groups), tuple(group_sizes)
         self.local_radius = tuple(local_radius)
-        self.num_classes, self.pooling, self.skip_first_token, self.smooth = (
-            num_classes,
-            pooling,
-            skip_first_token,
-            smooth,
-        )
+        self.num_classes, self.pooling = num_classes, pooling
+        self.skip_first_token, self.smooth = skip_first_token, smooth
         dim = encoder_dims[-1]
         self.h_encoder = HierarchicalEncoder(encoder_dims, encoder_depths, num_heads, drop_path_rate, norms=False)
         self.norm = nn.LayerNorm(dim)
