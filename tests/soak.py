@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 import main
-from datasets.synthetic import write_fewshot, write_modelnet, write_modelnet_svm, write_shapenet, write_shapenetpart
-from tests.test_runs import CLASSES, CONFIGS, ENCODER, TRAINING, write_config
+from datasets.synthetic import write_fewshot, write_shapenetpart
+from tests.playground import CLASSES, CONFIGS, ENCODER, TRAINING, make_playground
 from utils.checkpoint import read_checkpoint, save_checkpoint
 
 CHECKPOINTS = ("ckpt-best.pth", "ckpt-last.pth", "ckpt-previous.pth")
@@ -79,14 +79,9 @@ PLAYGROUND = {
 
 def write_playground(folder: Path) -> None:
     """Write generated data sets, small configs and weights to fine-tune into a folder."""
-    data = folder / "data"
-    write_shapenet(data, classes=CLASSES, train=4, test=1, num_points=128)
-    write_modelnet_svm(data, classes=CLASSES, train=3, test=2, num_points=128)
-    write_modelnet(data, classes=CLASSES, train=4, test=2, num_points=128)
+    data = make_playground(folder, PLAYGROUND) / "data"
     write_fewshot(data, test=1, num_points=48, ways=[2], folds=1, classes=CLASSES)
     write_shapenetpart(data, classes=["mug", "knife"], train=6, test=1, num_points=96)
-    for name, config in PLAYGROUND.items():
-        write_config(folder, name, config)
     torch.manual_seed(0)
     encoder = main.runner_finetune.build_network(PLAYGROUND["fine-tuning/modelnet"]["model"], "loss", "a test")
     save_checkpoint(folder / "start.pth", {"base_model": encoder.state_dict()})
@@ -97,7 +92,7 @@ def write_playground(folder: Path) -> None:
 
 def _server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["main", "tests.test_runs"])
+    context.set_forkserver_preload(["main", "tests.playground"])
     return context
 
 

@@ -12,14 +12,13 @@ import main
 from datasets.synthetic import write_scanobjectnn, write_shapenet
 from models import check_model_config
 from models.masking import draw_mask
+from tests.playground import CLASSES, CONFIGS, POINTS, SCAN_DATA, SHAPENET, write_config
 from tests.test_pretraining_models import UNUSED, drawn_mask, i2p_mae, points, without_gradient  # noqa: F401
-from tests.test_runs import CONFIGS, POINTS, SCAN_DATA, SHAPENET, write_config
 from tools import ablation
 from tools.ablation import SETTINGS, Figures, Setting, draw, read_text, summarise
 from utils.config import load_config, save_config
 
 ROOT = Path(__file__).parent.parent
-CLASSES = ["chair", "mug", "lamp"]
 HEADS = {"3d": "rec_head_3d", "2d": "rec_head_2d"}
 
 

@@ -12,7 +12,7 @@ from models import build_model
 from models.projection import project
 from models.propagation import interpolate_features
 from models.tokenizer import group_levels
-from tests.test_runs import AUTOENCODER, ENCODER, TEACHER
+from tests.playground import AUTOENCODER, ENCODER, TEACHER
 
 POINTS, GROUPS, GROUP_SIZES = 96, ENCODER["num_groups"], ENCODER["group_sizes"]
 ORDINARY = torch.randn(3, POINTS, 3, generator=torch.Generator().manual_seed(0))

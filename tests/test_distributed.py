@@ -26,22 +26,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from main import EXIT_STOPPED
 from models.classifier import Classifier
+from tests.playground import CONFIGS, REPOSITORY, changed, make_playground, results_of, run, write_config
+from tests.playground import results_of_folder as read_results
 from tests.test_pretraining_models import SMALL, i2p_mae, point_m2ae
-from tests.test_runs import (
-    CLASSES,
-    CONFIGS,
-    REPOSITORY,
-    changed,
-    results_of,
-    run,
-    write_config,
-    write_modelnet,
-    write_modelnet_svm,
-    write_shapenet,
-)
-from tests.test_runs import (
-    results_of_folder as read_results,
-)
 from tools import runner_pretrain, runner_test, trainer
 from tools.builder import TrainingLoader, parallel
 from tools.engine import evaluate, train_one_epoch
@@ -291,20 +278,8 @@ def test_votes_count_every_cloud_once(tmp_path):
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
     """A folder with generated data sets and small configs."""
-    folder = tmp_path_factory.mktemp("playground")
-    data = folder / "data"
-    write_shapenet(data, classes=CLASSES, train=4, test=1, num_points=128)
-    write_modelnet_svm(data, classes=CLASSES, train=4, test=3, num_points=128)
-    write_modelnet(data, classes=CLASSES, train=10, test=3, num_points=128)
-    for name in (PRETRAINING, FINETUNING):
-        write_config(folder, name, CONFIGS[name])
-    return folder
-
-
-@pytest.fixture
-def here(playground, monkeypatch):
-    monkeypatch.chdir(playground)
-    return playground
+    configs = {name: CONFIGS[name] for name in (PRETRAINING, FINETUNING)}
+    return make_playground(tmp_path_factory.mktemp("playground"), configs, modelnet=10)
 
 
 def run_in_two(folder: Path, config: str, *flags: object) -> list[int]:

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from main import choose_runner
+from tests.playground import CONFIGS, make_playground, run, write_config
 from tests.test_distributed import forked, stderr_of
-from tests.test_runs import CLASSES, CONFIGS, run, write_config, write_modelnet, write_modelnet_svm, write_shapenet
 from tools.trainer import DRY_RUN_UPDATES
 from utils.config import load_config
 from utils.parser import parse_args
@@ -22,19 +22,8 @@ MODES = {
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
     """A folder with generated data sets and small configs."""
-    folder = tmp_path_factory.mktemp("playground")
-    write_shapenet(folder / "data", classes=CLASSES, train=6, test=1, num_points=128)
-    write_modelnet_svm(folder / "data", classes=CLASSES, train=2, test=1, num_points=128)
-    write_modelnet(folder / "data", classes=CLASSES, train=6, test=1, num_points=128)
-    for name in MODES:
-        write_config(folder, name, {**CONFIGS[name], "max_epoch": 9, "svm": {"C": 0.01, "every": 4}})
-    return folder
-
-
-@pytest.fixture
-def here(playground, monkeypatch):
-    monkeypatch.chdir(playground)
-    return playground
+    configs = {name: {**CONFIGS[name], "max_epoch": 9, "svm": {"C": 0.01, "every": 4}} for name in MODES}
+    return make_playground(tmp_path_factory.mktemp("playground"), configs, shapenet=6, modelnet=6)
 
 
 def expected_of(config: str, *flags: str) -> dict:

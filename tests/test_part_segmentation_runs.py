@@ -1,43 +1,18 @@
 """Part segmentation through main.py, with small models on generated shapes."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import main
-from datasets.synthetic import write_modelnet_svm, write_shapenet, write_shapenetpart
+from datasets.synthetic import write_shapenetpart
 from datasets.transforms import AUGMENTATIONS
-from tests.test_runs import AUTOENCODER, ENCODER, SHAPENET, SVM_DATA, TRAINING, run, write_config
+from tests.playground import CONFIGS, ENCODER, make_playground, refuse, results_of_folder, run, write_config
 from tools.figures import draw_parts
 from utils.config import load_config
 
-CLASSES = ["mug", "knife", "table"]
 CATEGORIES = ["Knife", "Mug", "Table"]  # in the order of their labels
-PART_DATA = {
-    split: {
-        "NAME": "ShapeNetPart",
-        "ROOT": "data/shapenetcore_partanno_segmentation_benchmark_v0_normal",
-        "others": {"subset": subset, "npoints": 64},
-    }
-    for split, subset in (("train", "trainval"), ("test", "test"))
-}
-CONFIGS = {
-    "part-segmentation/small": {
-        **TRAINING,
-        "grad_norm_clip": 10,
-        "augmentation": "scale_and_translate_small",
-        "dataset": PART_DATA,
-        "model": {"NAME": "Point_M2AE_SEG", **ENCODER, "point_dims": [64, 48]},
-    },
-    "pre-training/m2ae": {
-        **TRAINING,
-        "max_epoch": 0,
-        "dataset": {"train": SHAPENET, **SVM_DATA},
-        "model": {"NAME": "Point_M2AE", **AUTOENCODER},
-    },
-}
 CONFIG = "part-segmentation/small"
 SCORES = ("point_accuracy", "class_mIoU", "instance_mIoU")
 
@@ -45,20 +20,10 @@ SCORES = ("point_accuracy", "class_mIoU", "instance_mIoU")
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
     """A folder with the generated data sets and the small configs."""
-    folder = tmp_path_factory.mktemp("playground")
-    data = folder / "data"
-    write_shapenetpart(data, classes=CLASSES, train=8, test=2, num_points=96)
-    write_shapenet(data, classes=CLASSES, train=2, test=1, num_points=128)
-    write_modelnet_svm(data, classes=CLASSES, train=2, test=1, num_points=128)
-    for name, config in CONFIGS.items():
-        write_config(folder, name, config)
+    configs = {name: CONFIGS[name] for name in (CONFIG, "pre-training/m2ae")}
+    folder = make_playground(tmp_path_factory.mktemp("playground"), configs)
+    write_shapenetpart(folder / "data", classes=["mug", "knife", "table"], train=8, test=2, num_points=96)
     return folder
-
-
-@pytest.fixture
-def here(playground, monkeypatch):
-    monkeypatch.chdir(playground)
-    return playground
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +37,6 @@ def finetuned(playground):
     return playground / "experiments" / CONFIG / "base"
 
 
-def results_in(folder: Path, mode: str) -> dict:
-    return json.loads((folder / "results.json").read_text())[mode]
-
-
 def test_finetuning_takes_the_pretrained_encoder(finetuned):
     log = next(finetuned.glob("*.log")).read_text()
     loaded = next(line for line in log.splitlines() if "loaded" in line)
@@ -85,7 +46,7 @@ def test_finetuning_takes_the_pretrained_encoder(finetuned):
 
 
 def test_finetuning_reports_the_best_and_the_final_segmenter(finetuned):
-    results = results_in(finetuned, "part segmentation, fine-tuning")
+    results = results_of_folder(finetuned)["part segmentation, fine-tuning"]
     assert results["protocol"] == "instance mIoU on ShapeNetPart, test split"
     assert "ShapeNetPart, test split" in results["best_chosen_on"]
     assert results["final_epoch"] == 1
@@ -101,20 +62,20 @@ def test_finetuning_reports_the_best_and_the_final_segmenter(finetuned):
     assert (finetuned / "parts.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("checkpoint", ["best", "last"])
-def test_testing_gives_the_figures_of_training(here, finetuned, checkpoint):
+@pytest.mark.parametrize(("checkpoint", "name"), [("best", "best"), ("last", "final")])
+def test_testing_gives_the_figures_of_training(here, finetuned, checkpoint, name):
     flags = ("--test", "--ckpts", finetuned / f"ckpt-{checkpoint}.pth", "--exp_name", checkpoint)
     assert run(CONFIG, *flags) == 0
     folder = Path("experiments", CONFIG, checkpoint)
-    measured = results_in(folder, "part segmentation")
-    trained = results_in(finetuned, "part segmentation, fine-tuning")[{"last": "final"}.get(checkpoint, checkpoint)]
+    measured = results_of_folder(folder)["part segmentation"]
+    trained = results_of_folder(finetuned)["part segmentation, fine-tuning"][name]
     assert {key: measured[key] for key in trained} == trained
     assert (folder / "parts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_training_from_scratch(here):
     assert run(CONFIG, "--scratch_model", "--exp_name", "scratch", "--val_freq", 2) == 0
-    results = results_in(Path("experiments", CONFIG, "scratch"), "part segmentation, training from scratch")
+    results = results_of_folder(Path("experiments", CONFIG, "scratch"))["part segmentation, training from scratch"]
     assert results["final"]["instance_mIoU"] == results["final_accuracy"]
 
 
@@ -130,7 +91,7 @@ def test_one_optimizer_step_a_batch(finetuned):
 def test_selection_on_held_out_shapes(here):
     assert run(CONFIG, "--scratch_model", "--select_on", "val", "--exp_name", "selected") == 0
     folder = Path("experiments", CONFIG, "selected")
-    results = results_in(folder, "part segmentation, training from scratch")
+    results = results_of_folder(folder)["part segmentation, training from scratch"]
     assert "a held-out tenth of the training split" in results["best_chosen_on"]
     assert results["protocol"] == "instance mIoU on ShapeNetPart, test split"
     assert results["best_accuracy"] == results["best"]["instance_mIoU"]
@@ -138,10 +99,10 @@ def test_selection_on_held_out_shapes(here):
 
 
 def test_a_finished_run_resumes_to_the_same_results(here, finetuned):
-    before = results_in(finetuned, "part segmentation, fine-tuning")
+    before = results_of_folder(finetuned)["part segmentation, fine-tuning"]
     flags = ("--finetune_model", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "base", "--resume")
     assert run(CONFIG, *flags) == 0
-    after = results_in(finetuned, "part segmentation, fine-tuning")
+    after = results_of_folder(finetuned)["part segmentation, fine-tuning"]
     assert before.keys() == after.keys()
     assert [key for key in after if after[key] != before[key]] == ["seconds", "about"]  # about: which --ckpts
 
@@ -151,8 +112,8 @@ def test_a_released_checkpoint_is_tested(here, finetuned, tmp_path):
     state = torch.load(finetuned / "ckpt-last.pth", weights_only=True)["base_model"]
     torch.save({"model_state_dict": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "seg.pth")
     assert run(CONFIG, "--test", "--ckpts", tmp_path / "seg.pth", "--exp_name", "released") == 0
-    measured = results_in(Path("experiments", CONFIG, "released"), "part segmentation")
-    assert measured["instance_mIoU"] == results_in(finetuned, "part segmentation, fine-tuning")["final_accuracy"]
+    measured = results_of_folder(Path("experiments", CONFIG, "released"))["part segmentation"]
+    assert measured["instance_mIoU"] == results_of_folder(finetuned)["part segmentation, fine-tuning"]["final_accuracy"]
 
 
 def test_the_augmentation_of_the_protocol():
@@ -179,12 +140,6 @@ def test_a_picture_shows_the_prediction(tmp_path):
 
 
 # ---- what is refused ----
-
-
-def refuse(capsys, config: str, *flags: object) -> str:
-    capsys.readouterr()
-    assert run(config, "--exp_name", "refused", *flags) == 1
-    return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_voting_is_refused(here, capsys, finetuned):

@@ -1,14 +1,10 @@
 """Nearest neighbours beside the SVMs, and the file that keeps features."""
 
-import json
-
 import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from tests.test_runs import here, playground, pretrained, results_of, run  # noqa: F401
-from tools import runner_test_svm
 from tools.probes import Features, choose_k, knn_accuracy, load_features, probe, probe_table, save_features
 from tools.svm import choose_C, linear_svm_accuracy
 
@@ -123,27 +119,3 @@ def test_arrays_that_do_not_fit_are_refused(features, tmp_path, wrong):
     save_features(path, features._replace(**wrong), ORIGIN)
     with pytest.raises(ValueError, match="expected float32, a row each"):
         load_features(path, ORIGIN)
-
-
-# ---- as a run ----
-
-
-def test_kept_features_are_used_instead_of_encoding(here, pretrained, tmp_path, monkeypatch, capsys):  # noqa: F811
-    path = tmp_path / "new" / "features.npz"
-    flags = ("--test_svm", "scan", "--ckpts", pretrained / "ckpt-last.pth", "--save_features", path, "--exp_name")
-    assert run("linear-svm/scan", *flags, "encoded") == 0
-    monkeypatch.setattr(runner_test_svm, "svm_features", None)  # encoding would fail
-    assert run("linear-svm/scan", *flags, "kept") == 0
-    assert "nothing is encoded" in capsys.readouterr().err
-    encoded, kept = (results_of("linear-svm/scan", name)["linear SVM"] for name in ("encoded", "kept"))
-    assert {**encoded, "about": 0} == {**kept, "about": 0}
-    assert kept["about"]["data"].keys() == {"svm_train", "svm_test"}
-
-
-def test_kept_features_of_another_checkpoint_are_refused(here, pretrained, tmp_path, capsys):  # noqa: F811
-    path, common = tmp_path / "features.npz", ("--save_features", tmp_path / "features.npz", "--test_svm", "scan")
-    assert run("linear-svm/scan", *common, "--ckpts", pretrained / "ckpt-last.pth") == 0
-    assert run("linear-svm/scan", *common, "--ckpts", pretrained / "ckpt-previous.pth") == 1
-    assert "holds features of another origin: checkpoint_sha256" in capsys.readouterr().err
-    with np.load(path) as file:
-        assert json.loads(str(file["origin"]))["dataset"].keys() == {"svm_train", "svm_test"}

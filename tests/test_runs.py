@@ -1,6 +1,5 @@
 """Whole runs through main.py, with small models on generated shapes."""
 
-import copy
 import json
 import re
 import subprocess
@@ -11,131 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 import main
-from datasets.synthetic import write_modelnet, write_modelnet_svm, write_scanobjectnn, write_shapenet
-
-REPOSITORY = Path(main.__file__).resolve().parent
-CLASSES = ["chair", "mug", "lamp"]
-POINTS = 96
-
-ENCODER = {
-    "num_groups": [32, 16, 8],
-    "group_sizes": [8, 4, 4],
-    "encoder_dims": [24, 48, 96],
-    "encoder_depths": [1, 1, 1],
-    "num_heads": 3,
-    "drop_path_rate": 0.1,
-}
-AUTOENCODER = {**ENCODER, "mask_ratio": 0.7, "decoder_dims": [96, 48], "decoder_depths": [1, 1]}
-TEACHER = {
-    "visual_encoder": {"embed_dim": 16, "image_size": 224, "patch_size": 56, "width": 32, "layers": 1, "heads": 2},
-    "feat_dim": 16,
-    "pretrained": "untrained",
-}
-TRAINING = {
-    "optimizer": {"type": "AdamW", "kwargs": {"lr": 1e-3, "weight_decay": 0.05}},
-    "scheduler": {"type": "CosLR", "kwargs": {"epochs": 4, "initial_epochs": 1}},
-    "total_bs": 6,
-    "max_epoch": 1,
-}
-SHAPENET = {
-    "NAME": "ShapeNet",
-    "DATA_PATH": "data/ShapeNet55-34/ShapeNet-55",
-    "PC_PATH": "data/ShapeNet55-34/shapenet_pc",
-    "N_POINTS": 128,
-    "others": {"subset": "train", "npoints": POINTS},
-}
-MODELNET = {
-    "NAME": "ModelNet",
-    "DATA_PATH": "data/ModelNet/modelnet40_normal_resampled",
-    "N_POINTS": 128,
-    "NUM_CATEGORY": len(CLASSES),
-    "USE_NORMALS": False,
-}
-SVM_DATA = {
-    f"svm_{subset}": {
-        "NAME": "ModelNet40_SVM",
-        "DATA_DIR": "data/modelnet40_ply_hdf5_2048",
-        "others": {"partition": subset, "num_points": POINTS},
-    }
-    for subset in ("train", "test")
-}
-SCAN_DATA = {
-    f"svm_{subset}": {
-        "NAME": "ScanObjectNN",
-        "ROOT": "data/ScanObjectNN",
-        "SPLIT": "obj-bg",
-        "others": {"subset": subset, "npoints": POINTS},
-    }
-    for subset in ("train", "test")
-}
-FINETUNE_DATA = {subset: {**MODELNET, "others": {"subset": subset}} for subset in ("train", "test")}
-
-CONFIGS = {
-    "pre-training/i2p": {
-        **TRAINING,
-        "dataset": {"train": SHAPENET, **SVM_DATA},
-        "model": {"NAME": "I2P_MAE", **AUTOENCODER, "clip_config": TEACHER},
-    },
-    "pre-training/m2ae": {
-        **TRAINING,
-        "max_epoch": 0,
-        "dataset": {"train": SHAPENET, **SVM_DATA},
-        "model": {"NAME": "Point_M2AE", **AUTOENCODER},
-    },
-    "linear-svm/scan": {
-        "svm": {"C": 0.5},
-        "dataset": SCAN_DATA,
-        "model": {"NAME": "I2P_MAE", **AUTOENCODER, "clip_config": {"visual_encoder": None, "feat_dim": 16}},
-    },
-    "fine-tuning/modelnet": {
-        **TRAINING,
-        "grad_norm_clip": 10,
-        "npoints": 64,
-        "dataset": FINETUNE_DATA,
-        "model": {"NAME": "I2P_MAE_ModelNet40", **ENCODER, "num_classes": len(CLASSES)},
-    },
-}
-
-
-def write_config(folder: Path, name: str, config: dict) -> None:
-    path = folder / "cfgs" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config))
+from datasets.synthetic import write_scanobjectnn, write_shapenet
+from tests.playground import (
+    CLASSES,
+    CONFIGS,
+    REPOSITORY,
+    changed,
+    make_playground,
+    refuse,
+    results_of,
+    results_of_folder,
+    run,
+    write_config,
+)
+from tools import runner_test_svm
 
 
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
     """A folder with the generated data sets and the small configs."""
-    folder = tmp_path_factory.mktemp("playground")
-    data = folder / "data"
-    write_shapenet(data, classes=CLASSES, train=4, test=1, num_points=128)
-    write_modelnet_svm(data, classes=CLASSES, train=4, test=3, num_points=128)
-    write_modelnet(data, classes=CLASSES, train=4, test=3, num_points=128)
-    write_scanobjectnn(data, classes=CLASSES, train=4, test=3, num_points=128)
-    for name, config in CONFIGS.items():
-        write_config(folder, name, config)
+    folder = make_playground(tmp_path_factory.mktemp("playground"), CONFIGS)
+    write_scanobjectnn(folder / "data", classes=CLASSES, train=4, test=3, num_points=128)
     return folder
-
-
-@pytest.fixture
-def here(playground, monkeypatch):
-    monkeypatch.chdir(playground)
-    return playground
-
-
-def run(config: str, *flags: object) -> int:
-    return main.main(["--config", f"cfgs/{config}.yaml", "--num_workers", "0", *map(str, flags)])
-
-
-def results_of(config: str, exp_name: str = "default") -> dict:
-    return results_of_folder(Path(f"experiments/{config}/{exp_name}"))
-
-
-def results_of_folder(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +115,27 @@ def test_linear_svm_measures_what_pretraining_measured(here, pretrained):
     assert measured == results_of("pre-training/i2p", "base")["pre-training"]["final_accuracy"]
 
 
+def test_kept_features_are_used_instead_of_encoding(here, pretrained, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "new" / "features.npz"
+    flags = ("--test_svm", "scan", "--ckpts", pretrained / "ckpt-last.pth", "--save_features", path, "--exp_name")
+    assert run("linear-svm/scan", *flags, "encoded") == 0
+    monkeypatch.setattr(runner_test_svm, "svm_features", None)  # encoding would fail
+    assert run("linear-svm/scan", *flags, "kept") == 0
+    assert "nothing is encoded" in capsys.readouterr().err
+    encoded, kept = (results_of("linear-svm/scan", name)["linear SVM"] for name in ("encoded", "kept"))
+    assert {**encoded, "about": 0} == {**kept, "about": 0}
+    assert kept["about"]["data"].keys() == {"svm_train", "svm_test"}
+
+
+def test_kept_features_of_another_checkpoint_are_refused(here, pretrained, tmp_path, capsys):
+    path, common = tmp_path / "features.npz", ("--save_features", tmp_path / "features.npz", "--test_svm", "scan")
+    assert run("linear-svm/scan", *common, "--ckpts", pretrained / "ckpt-last.pth") == 0
+    assert run("linear-svm/scan", *common, "--ckpts", pretrained / "ckpt-previous.pth") == 1
+    assert "holds features of another origin: checkpoint_sha256" in capsys.readouterr().err
+    with np.load(path) as file:
+        assert json.loads(str(file["origin"]))["dataset"].keys() == {"svm_train", "svm_test"}
+
+
 def test_finetuning_starts_from_the_pretrained_encoder(finetuned):
     log = next(finetuned.glob("*.log")).read_text()
     assert "loaded" in log
@@ -256,27 +175,6 @@ def test_testing_reproduces_the_final_accuracy(here, finetuned, monkeypatch):
 
 
 # ---- what is refused, in one line that says why and what to do ----
-
-
-def refuse(capsys, config: str, *flags: object, exp_name: str = "refused") -> str:
-    """Run, check that it fails as it should, return the message."""
-    capsys.readouterr()
-    assert run(config, "--exp_name", exp_name, *flags) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert "Traceback" not in "".join(lines)
-    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
-    return lines[-1]
-
-
-def changed(config: dict, path: str, value: object) -> dict:
-    """Copy a config with one key set."""
-    config = copy.deepcopy(config)
-    *parents, last = path.split(".")
-    node = config
-    for key in parents:
-        node = node[key]
-    node[last] = value
-    return config
 
 
 @pytest.mark.parametrize(

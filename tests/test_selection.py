@@ -13,19 +13,8 @@ from torch.utils.data import Dataset
 
 from datasets.holdout import SHARE, Part, hold_out
 from datasets.synthetic import write_fewshot, write_shapenetpart
+from tests.playground import CLASSES, CONFIGS, make_playground, results_of, results_of_folder, run, write_config
 from tests.test_few_shot import CONFIG as FEW_SHOT
-from tests.test_part_segmentation_runs import CONFIGS as SEGMENTATION
-from tests.test_runs import (
-    CLASSES,
-    CONFIGS,
-    results_of,
-    results_of_folder,
-    run,
-    write_config,
-    write_modelnet,
-    write_modelnet_svm,
-    write_shapenet,
-)
 from tools import runner_finetune
 from tools.trainer import Trainer
 
@@ -89,26 +78,18 @@ def test_a_part_has_the_clouds_labels_and_epochs_of_the_whole():
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
     """A folder with generated data sets and small configs."""
-    folder = tmp_path_factory.mktemp("playground")
+    configs = {
+        **{name: CONFIGS[name] for name in (FINETUNING, SEGMENTING)},
+        PRETRAINING: {**CONFIGS[PRETRAINING], "max_epoch": 1},
+    }
+    folder = make_playground(tmp_path_factory.mktemp("playground"), configs, modelnet=10)
     data = folder / "data"
-    write_modelnet(data, classes=CLASSES, train=10, test=3, num_points=128)
-    write_shapenet(data, classes=CLASSES, train=4, test=1, num_points=128)
-    write_modelnet_svm(data, classes=CLASSES, train=4, test=3, num_points=128)
     write_shapenetpart(data, classes=["mug", "knife"], train=12, test=1, num_points=96)
     write_fewshot(data, classes=CLASSES, test=3, num_points=48, ways=[2], shots=[10], folds=1)
-    write_config(folder, FINETUNING, CONFIGS[FINETUNING])
-    write_config(folder, PRETRAINING, {**CONFIGS[PRETRAINING], "max_epoch": 1})
-    write_config(folder, SEGMENTING, SEGMENTATION[SEGMENTING])
     few_shot = copy.deepcopy(FEW_SHOT)
     few_shot["dataset"]["train"]["others"] |= {"way": 2, "shot": 10, "fold": 0}
     write_config(folder, "few-shot/tiny", few_shot)
     return folder
-
-
-@pytest.fixture
-def here(playground, monkeypatch):
-    monkeypatch.chdir(playground)
-    return playground
 
 
 def test_the_test_split_is_touched_when_training_is_over(here, monkeypatch):
