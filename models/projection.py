@@ -9,7 +9,7 @@ from torch import Tensor
 # Of each view: the coordinates that run along the image rows and columns, then the one that is the depth.
 VIEWS = ((0, 1, 2), (2, 0, 1), (1, 2, 0))
 MARGIN = 3  # pixels that the cells of a cloud leave free along an axis
-SPREAD = (-2, -1, 0, 1, 2)  # a point covers the pixels at these offsets on both axes
+SPREAD = range(-2, 3)  # a point covers the pixels at these offsets on both axes
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -88,7 +88,7 @@ def project(points: Tensor, image_size: int = 224) -> tuple[Tensor, Projection]:
     offset = image_size // 2 - ((highest + lowest) / 2).floor() - 1
     projection = Projection(image_size, minimum, cell, offset)
 
-    spread = torch.tensor(SPREAD, device=points.device)
+    spread = torch.arange(SPREAD.start, SPREAD.stop, device=points.device)
     covered = projection.pixels(points).unsqueeze(-2) + spread[:, None]  # (V, B, N, 5, 2)
     covered = covered.clamp(0, image_size - 1)  # a pixel beyond the edge, by one at most, moves inwards
     rows, cols = covered[..., 0], covered[..., 1]
@@ -96,9 +96,8 @@ def project(points: Tensor, image_size: int = 224) -> tuple[Tensor, Projection]:
     image = depth.new_zeros(flat.shape[0], image_size * image_size)
     image.scatter_add_(1, flat, depth.flatten(0, 1).repeat_interleave(len(SPREAD) ** 2, dim=1))
     image = image.sigmoid().view(-1, 1, image_size, image_size)
-    mean = image.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
-    std = image.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    return (image - mean) / std, projection
+    channels = [(image - mean) / std for mean, std in zip(IMAGENET_MEAN, IMAGENET_STD, strict=True)]
+    return torch.cat(channels, dim=1), projection
 
 
 def resize_matrix(size: int, image_size: int, like: Tensor) -> Tensor:
@@ -108,5 +107,8 @@ def resize_matrix(size: int, image_size: int, like: Tensor) -> Tensor:
 
 
 def _image_plane(points: Tensor) -> Tensor:
-    """(V, B, N, 2): the row and column coordinate of each point in each view."""
-    return torch.stack([points[..., view[:2]] for view in VIEWS])
+    """(V, B, N, 2): the row and column coordinate of each point in each view.
+
+    One axis at a time: a list of indices would be copied to a GPU, and the copy waits for all work before it.
+    """
+    return torch.stack([torch.stack([points[..., axis] for axis in view[:2]], dim=-1) for view in VIEWS])

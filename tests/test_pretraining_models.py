@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import MODELS, build_model, check_model_config
 from models.i2p_mae import I2P_MAE
@@ -90,6 +91,24 @@ def test_point_m2ae_returns_its_losses(points):
 def test_losses_carry_a_graph_and_what_is_only_logged_does_not(build, points):
     losses = build()(points)
     assert {name: value.requires_grad for name, value in losses.items()} == {n: n.startswith("loss") for n in losses}
+
+
+class _Waits(TorchDispatchMode):
+    """Counts the operations that on a GPU would wait for it: constants copied from the host, and numbers read back."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
+        return func(*args, **(kwargs or {}))
+
+
+@BOTH
+def test_no_constant_is_copied_to_the_device_and_no_number_read_from_it(build, points):
+    model = build()
+    with _Waits() as waits:
+        model(points)["loss"].backward()
+    assert waits.count == 0
 
 
 UNUSED = {"h_encoder.encoder_norms.0.weight", "h_encoder.encoder_norms.0.bias"}  # the decoder starts at level 1
