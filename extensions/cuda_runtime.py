@@ -66,24 +66,15 @@ class Kernels:
             block: threads of a block.
             arguments: contiguous tensors for pointers, Python ints for int, floats for float.
         """
-        from cuda.core import LaunchConfig, launch
+        from cuda.core import Device, LaunchConfig, Stream, launch
 
         device = next(argument.device for argument in arguments if isinstance(argument, Tensor))
         program, _ = _load(self.source, architecture(device))
         with torch.cuda.device(device):
-            stream = _TorchStream(torch.cuda.current_stream(device).cuda_stream)
+            Device(device.index).set_current()  # a thread that has not used the GPU yet has no context to launch in
+            stream = Stream.from_handle(torch.cuda.current_stream(device).cuda_stream)
             config = LaunchConfig(grid=grid, block=block)
             launch(stream, config, program.get_kernel(name), *map(as_c, arguments))
-
-
-class _TorchStream:
-    """PyTorch's stream under the protocol that cuda-core understands."""
-
-    def __init__(self, handle: int):
-        self.handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        return 0, self.handle
 
 
 def as_c(argument: Argument) -> Any:

@@ -1,5 +1,6 @@
 """Compiling, caching and launching kernels. All but the launches on a GPU runs without one."""
 
+import contextlib
 import ctypes
 import logging
 import subprocess
@@ -290,8 +291,25 @@ def test_arguments_that_a_kernel_would_misread_are_refused(argument):
         as_c(argument)
 
 
-def test_a_stream_of_pytorch_is_one_to_cuda_core():
-    assert cuda_runtime._TorchStream(1234).__cuda_stream__() == (0, 1234)
+class _OnGPU1(torch.Tensor):
+    device = torch.device("cuda", 1)
+
+
+@pytest.mark.usefixtures("_nvrtc")
+def test_a_launch_is_on_the_tensor_s_device_and_pytorch_s_stream(source, compiled, monkeypatch):
+    done = []
+    fakes = {
+        "Device": lambda index: SimpleNamespace(set_current=lambda: done.append(f"context of {index}")),
+        "Stream": SimpleNamespace(from_handle=lambda handle: f"stream {handle}"),
+        "launch": lambda stream, config, kernel, *arguments: done.append((stream, config.grid, kernel)),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(f"cuda.core.{name}", fake)
+    monkeypatch.setattr(cuda_runtime, "load_binary", lambda binary: SimpleNamespace(get_kernel=lambda name: name))
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=10 + device.index))
+    Kernels(source).launch("scale", (2, 3), 64, 5, torch.zeros(1).as_subclass(_OnGPU1))
+    assert done == ["context of 1", ("stream 11", (2, 3, 1), "scale")]  # without a context a launch fails
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 1), (1, 1), (256, 1), (257, 2), (2**33, 2**25)])
@@ -323,3 +341,14 @@ def test_a_launch_runs_on_the_current_stream(source, monkeypatch, second_stream)
     for _ in range(10):
         expected = 0.5 * (expected + 1) + 1
     assert torch.equal(out, torch.full_like(out, expected))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="launching a kernel needs a GPU")
+def test_on_a_gpu_a_launch_may_be_the_first_work_of_a_thread(source, monkeypatch):
+    monkeypatch.undo()  # the real architecture
+    x = torch.ones(8, device=torch.device("cuda"))
+    out = torch.zeros_like(x)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(Kernels(source).launch, "scale", 1, 32, x, out, 2.0, 8).result()
+    torch.cuda.synchronize()
+    assert out.tolist() == [3.0] * 8
