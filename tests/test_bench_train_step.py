@@ -36,7 +36,11 @@ TOWER = {"embed_dim": 16, "image_size": 32, "patch_size": 8, "width": 24, "layer
 MASK = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 1, 0], [0, 0, 1, 0, 1, 1, 0, 1]]).bool()
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="measuring a GPU needs one")),
+    pytest.param(
+        "cuda",
+        id="gpu",
+        marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="measuring a GPU needs one"),
+    ),
 ]
 
 

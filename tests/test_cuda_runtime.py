@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -312,6 +313,14 @@ def test_a_launch_is_on_the_tensor_s_device_and_pytorch_s_stream(source, compile
     assert done == ["context of 1", ("stream 11", (2, 3, 1), "scale")]  # without a context a launch fails
 
 
+def test_the_name_of_every_test_that_needs_a_gpu_says_so():
+    """Those are the tests that tests/gpu.sh runs."""
+    pattern = re.compile(r"(?ms)^@pytest\.mark\.skipif\(not torch\.cuda\.is_available.*?^def (\w+)")
+    names = [name for file in (ROOT / "tests").glob("test_*.py") for name in pattern.findall(file.read_text())]
+    assert names
+    assert [name for name in names if "gpu" not in name] == []
+
+
 @pytest.mark.parametrize(("count", "expected"), [(0, 1), (1, 1), (256, 1), (257, 2), (2**33, 2**25)])
 def test_blocks_cover_all_items(count, expected):
     assert blocks(count, 256) == expected
@@ -326,7 +335,7 @@ def test_kernels_take_contiguous_float32():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="launching a kernel needs a GPU")
 @pytest.mark.parametrize("second_stream", [False, True])
-def test_a_launch_runs_on_the_current_stream(source, monkeypatch, second_stream):
+def test_on_a_gpu_a_launch_runs_on_the_current_stream(source, monkeypatch, second_stream):
     monkeypatch.undo()  # the real architecture
     stream = torch.cuda.Stream() if second_stream else torch.cuda.current_stream()
     with torch.cuda.stream(stream):

@@ -322,7 +322,7 @@ def test_every_kernel_runs(device):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU for a second stream")
-def test_kernels_run_on_the_current_stream():
+def test_on_a_gpu_kernels_run_on_the_current_stream():
     clouds = [points.cuda() for points in pair(2, 500, 700)]
     expected = cost_and_gradients(*clouds)
     stream = torch.cuda.Stream()

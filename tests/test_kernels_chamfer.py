@@ -310,7 +310,7 @@ def test_devices_must_match():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("size", [(10000, 8, 8), (4, 2048, 2000)], ids=str)
-def test_on_another_stream(monkeypatch, size):
+def test_on_another_stream_of_a_gpu(monkeypatch, size):
     monkeypatch.setenv("I2P_MAE_KERNELS", "cuda")
     xyz1, xyz2 = random_pair(*size)
     stream = torch.cuda.Stream()

@@ -197,7 +197,7 @@ def test_devices_must_match():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_another_stream(monkeypatch):
+def test_on_another_stream_of_a_gpu(monkeypatch):
     monkeypatch.setenv("I2P_MAE_KERNELS", "cuda")
     ref, query = random_points(64, 2048, 3), random_points(64, 512, 3, seed=1)
     stream = torch.cuda.Stream()

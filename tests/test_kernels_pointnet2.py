@@ -223,7 +223,7 @@ def test_operations_compile_into_one_graph(device):
     assert all(map(torch.equal, compiled(points, queries), call_each_operation(points, queries)))
 
 
-def test_kernels_run_on_the_current_stream():
+def test_on_a_gpu_kernels_run_on_the_current_stream():
     if not torch.cuda.is_available():
         pytest.skip("no GPU here, hence no streams")
     points = random_points(4, 4000, 3)
