@@ -222,7 +222,8 @@ class ReleasedI2P_MAE(I2P_MAE):
         neighbors = packing.pack(group.points.flatten(2)).unflatten(2, (-1, 3))  # (B, L, k, 3)
         target = views.features_at(neighbors.flatten(1, 2)).unflatten(2, neighbors.shape[1:3])  # (V, B, L, k, feat_dim)
         target = target.permute(1, 2, 3, 0, 4)[packing.valid].flatten(1)  # (visible, k·V·feat_dim)
-        return F.mse_loss(self.rec_head_2d(packing.pack(decoded)[packing.valid]), target)
+        predicted = self.rec_head_2d(packing.pack(decoded)[packing.valid])
+        return F.mse_loss(predicted.to(target.dtype), target)
 
 
 LITERAL: dict[type[nn.Module], type[nn.Module]] = {
