@@ -31,9 +31,18 @@ class Precision:
         self.scaler.scale(loss).backward()
 
     def clip(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
-        """Unscale the gradients, limit their norm if asked to, and return the norm before, a 0-d tensor."""
+        """Unscale the gradients, limit their norm if asked to, and return the norm before, a 0-d tensor.
+
+        Gradients of a norm that is not finite stay as they are, for the one at fault to be found; the norm is then NaN.
+        """
         self.scaler.unscale_(optimizer)
-        return nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        limit = float("inf") if limit is None else limit
+        try:
+            return nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=True)
+        except RuntimeError as error:
+            if "non-finite" not in str(error):
+                raise
+            return torch.full((), torch.nan, device=self.device)
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the optimizer's step; with fp16, leave it out where a gradient overflowed, and lower the scale."""
