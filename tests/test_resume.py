@@ -106,7 +106,7 @@ RESULTS = ("tools.report:Run", "finish")
         ("pre-training", UPDATE, 2, "--save_every_steps 1"),
         ("pre-training", UPDATE, 6, "--save_every_steps 2 --num_workers 2"),
         ("pre-training", EVALUATION, 2, "--save_every_steps 1"),
-        ("pre-training", SAVING, 4, ""),
+        ("pre-training", SAVING, 5, "--save_every_steps 1"),  # the best is saved, the last is not
         ("pre-training", RESULTS, 1, ""),
         ("fine-tuning", UPDATE, 5, "--save_every_steps 1 --num_workers 2"),
         ("few-shot", RESULTS, 2, ""),
