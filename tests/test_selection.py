@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from datasets.holdout import SHARE, Part, hold_out
+from datasets.holdout import Part, hold_out
 from datasets.synthetic import write_fewshot, write_shapenetpart
 from tests.playground import CLASSES, CONFIGS, make_playground, results_of, results_of_folder, run, write_config
 from tests.test_few_shot import CONFIG as FEW_SHOT
@@ -35,7 +35,7 @@ def test_a_tenth_of_every_class_is_held_out(classes, seed, shuffle):
     labels = np.array(labels)
     kept, held = hold_out(labels, seed)
     assert sorted([*kept, *held]) == list(range(len(labels)))
-    assert len(held) == np.ceil(SHARE * len(labels))
+    assert len(held) == np.ceil(0.1 * len(labels))
     for label, count in enumerate(classes):
         assert abs((labels[held] == label).sum() - len(held) * count / len(labels)) < 1
     again = hold_out(labels, seed)
