@@ -410,6 +410,19 @@ def test_resumed_run_ends_as_one_that_never_stopped(here, quiet):
     assert (results["final_epoch"], results["final_accuracy"]) == (3, 65.0)
 
 
+def test_the_config_clips_gradients(here, quiet):
+    trainer = Trained([50.0], config(max_epoch=0, grad_norm_clip=1e-3)).trainer
+    trainer.fit()
+    means = [state["exp_avg"].flatten() for state in trainer.optimizer.state.values()]
+    assert 0 < torch.cat(means).norm() <= 1e-3
+
+
+def test_the_config_adds_batches_up(here, quiet):
+    trainer = Trained([50.0], config(max_epoch=0, step_per_update=2)).trainer
+    trainer.fit()
+    assert {float(state["step"]) for state in trainer.optimizer.state.values()} == {2}  # 4 batches
+
+
 def test_checkpoints_hold_the_best_and_the_last(here, quiet):
     run = Trained([50.0, 70.0, 70.0, 65.0])
     run.trainer.fit()
