@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import DropPath
 
 from models import MODELS, build_model, check_model_config
 from utils.config import load_config
@@ -24,6 +25,18 @@ def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
         model = build_model(config)
     assert sum(parameter.numel() for parameter in model.h_encoder.parameters()) > 0
     assert isinstance(model, getattr(MODELS[config.NAME], "func", MODELS[config.NAME]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
+    with torch.device("meta"):
+        model = build_model((I2P if name == "I2P_MAE" else {}) | {"NAME": name, "drop_path_rate": 0.28})
+    rates = {
+        part: [module.drop_prob for module in blocks.modules() if isinstance(module, DropPath)]
+        for part, blocks in model.named_children()
+    }
+    assert rates["h_encoder"] == pytest.approx([0.28 * i / 14 for i in range(15)])
+    assert rates.get("h_decoder", [0, 0.28]) == [0, 0.28]
 
 
 def test_all_kinds_of_configs_are_shipped():

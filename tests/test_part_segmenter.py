@@ -106,6 +106,18 @@ def test_the_split_product_equals_the_concatenation(points):
     assert expected.std() > 0.1
 
 
+def test_half_of_the_first_layer_of_the_head_is_dropped(points):
+    model, given = segmenter().eval(), []
+    model.convs2.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    model(points, CATEGORIES)
+    model.dropout.train()
+    model(points, CATEGORIES)
+    whole, dropped = (tensor[given[0] > 0] for tensor in given)
+    kept = dropped != 0
+    assert 0.49 < kept.float().mean() < 0.51
+    torch.testing.assert_close(dropped[kept], 2 * whole[kept])
+
+
 def test_category_as_number_and_as_one_hot(points):
     model = segmenter().eval()
     by_number = model(points, CATEGORIES)
