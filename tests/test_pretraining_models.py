@@ -231,8 +231,9 @@ def test_released_settings_leave_13_of_64_tokens_visible():
 
 
 @BOTH
-def test_the_mask_ratio_says_how_many_tokens_are_masked(build, points):
-    assert drawn_mask(build(mask_ratio=0.5), points).sum(1).tolist() == [4, 4]
+@pytest.mark.parametrize(("mask_ratio", "masked"), [(0.5, 4), (0.7, 5)])  # 0.7 · 8 = 5.6, rounded down
+def test_the_mask_ratio_says_how_many_tokens_are_masked(build, points, mask_ratio, masked):
+    assert drawn_mask(build(mask_ratio=mask_ratio), points).sum(1).tolist() == [masked, masked]
 
 
 @BOTH
@@ -257,10 +258,10 @@ def test_a_low_mask_temperature_shows_the_most_salient_tokens(points):
 
 def test_point_m2ae_masks_at_random(points):
     model = point_m2ae().eval()
-    many = points[:1].expand(300, -1, -1)
+    many = points[:1].expand(20_000, -1, -1)
     counts = (~model.mask(model._uniform_logits(many), None, seeded())).sum(0)
     assert model.num_visible == 2
-    assert ((counts - 75).abs() < 40).all()  # 300 · 2/8, five standard deviations
+    assert ((counts - 5000).abs() < 310).all()  # 20,000 · 2/8, five standard deviations
 
 
 @BOTH
@@ -438,6 +439,13 @@ def test_interpolation_by_hand():
     weights = torch.tensor([1, 1 / 4, 1 / 9]) / (1 + 1 / 4 + 1 / 9)
     expected = weights @ features[0, [0, 2, 3]]
     torch.testing.assert_close(interpolate_features(torch.zeros(1, 1, 3), coarse, features), expected.view(1, 1, 2))
+
+
+def test_interpolation_of_centres_that_nearly_coincide():
+    # Squared distances 1e-8 and 4e-8, each plus 1e-8: weights 5 and 2 over their sum; the third is too far to count.
+    coarse = torch.tensor([[[1e-4, 0, 0], [0, 2e-4, 0], [0, 0, 1]]])
+    features = torch.tensor([[[7.0], [0], [0]]])
+    torch.testing.assert_close(interpolate_features(torch.zeros(1, 1, 3), coarse, features), torch.tensor([[[5.0]]]))
 
 
 def test_interpolation_at_a_coarse_centre_is_its_feature(points):
