@@ -132,6 +132,12 @@ def test_shapenet_items_are_different_points_of_the_file_on_the_unit_sphere(shap
     torch.testing.assert_close(points[points[:, 0].argsort()], expected[expected[:, 0].argsort()])
 
 
+def test_shapenet_draws_are_normalised_not_the_files(shapenet):
+    points, _ = build_dataset(changed(shapenet, npoints=8))[0]
+    torch.testing.assert_close(points.mean(dim=0), torch.zeros(3))
+    torch.testing.assert_close(points.norm(dim=1).max(), torch.tensor(1.0))
+
+
 def test_shapenet_draws_depend_on_seed_epoch_and_index_alone(shapenet):
     dataset, twin = build_dataset(shapenet), build_dataset(shapenet)
     first, other_item = dataset[0][0], dataset[2][0]

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-import main
 from datasets.synthetic import write_shapenetpart
 from datasets.transforms import AUGMENTATIONS
 from tests.playground import CONFIGS, ENCODER, make_playground, refuse, results_of_folder, run, write_config
+from tools import runner_part_segmentation
 from tools.figures import draw_parts
 
 CATEGORIES = ["Knife", "Mug", "Table"]  # in the order of their labels
@@ -76,6 +77,26 @@ def test_training_from_scratch(here):
     assert run(CONFIG, "--scratch_model", "--exp_name", "scratch", "--val_freq", 2) == 0
     results = results_of_folder(Path("experiments", CONFIG, "scratch"))["part segmentation, training from scratch"]
     assert results["final"]["instance_mIoU"] == results["final_accuracy"]
+
+
+def test_instance_miou_chooses_the_best(here, monkeypatch):
+    scores = {"instance_mIoU": 60.0, "class_mIoU": 50.0, "point_accuracy": 40.0, "category_mIoU": {}}
+    monkeypatch.setattr(runner_part_segmentation, "measure", lambda *_: scores)
+    assert run(CONFIG, "--scratch_model", "--exp_name", "chosen") == 0
+    best = torch.load(Path("experiments", CONFIG, "chosen/ckpt-best.pth"), weights_only=True)["best_metrics"]
+    assert best == {"accuracy": 60.0, "epoch": 0}
+
+
+class OfTheFirstPart(nn.Module):
+    """Finds each part less probable than the one before."""
+
+    def forward(self, points: Tensor, categories: Tensor) -> Tensor:
+        return -torch.arange(50.0).expand(*points.shape[:2], -1)
+
+
+def test_points_are_given_parts_of_their_own_category():
+    parts = runner_part_segmentation.OwnPartSegmenter(OfTheFirstPart())(torch.zeros(2, 3, 3), torch.tensor([4, 15]))
+    assert parts.tolist() == [[12, 12, 12], [47, 47, 47]]  # of a chair, of a table
 
 
 def optimizer_steps(run_folder: Path) -> float:
