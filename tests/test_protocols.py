@@ -14,9 +14,10 @@ from datasets.synthetic import write_modelnet, write_modelnet_svm, write_shapene
 from datasets.transforms import AUGMENTATIONS
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 from models import build_model
+from models.classifier import Classifier
 from models.tokenizer import take
 from tests.test_part_segmentation_runs import CONFIGS as SEGMENTATION
-from tests.test_runs import CLASSES, CONFIGS, FINETUNE_DATA, run, write_config
+from tests.test_runs import CLASSES, CONFIGS, FINETUNE_DATA, results_of, run, write_config
 from tools import runner_test
 from tools.runner_test import vote
 
@@ -88,6 +89,14 @@ def test_finetuning_draws_from_the_farthest_points_and_augments(feed):
     training, (evaluation,) = feed(FINETUNING, "--scratch_model", "--dry_run")
     assert_drawn(2 * torch.cat(training), farthest("train", FARTHEST))
     assert torch.equal(evaluation, farthest("test", NPOINTS))
+
+
+def test_finetuning_minimises_the_loss_of_the_model(playground, monkeypatch):
+    monkeypatch.chdir(playground)
+    monkeypatch.setattr(Classifier, "loss", lambda model, logits, labels: 7 + 0 * logits.sum())
+    assert run(FINETUNING, "--scratch_model", "--exp_name", "sevens") == 0
+    history = results_of(FINETUNING, "sevens")["training from scratch"]["history"]
+    assert [epoch["loss"] for epoch in history] == [7, 7]
 
 
 def test_voting_draws_from_the_farthest_points_and_augments(feed, tmp_path, monkeypatch):
