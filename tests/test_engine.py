@@ -410,6 +410,13 @@ def test_resumed_run_ends_as_one_that_never_stopped(here, quiet):
     assert (results["final_epoch"], results["final_accuracy"]) == (3, 65.0)
 
 
+def test_an_epoch_runs_at_its_own_learning_rate(here, quiet):
+    trainer = Trained([50.0, 50.0], config(max_epoch=1)).trainer
+    trainer.fit()
+    second = 1e-6 + (0.05 - 1e-6) * (1 + math.cos(math.pi / 10)) / 2  # the warm-up is over
+    assert [epoch["lr"] for epoch in trainer.history] == pytest.approx([1e-6, second])
+
+
 def test_the_config_clips_gradients(here, quiet):
     trainer = Trained([50.0], config(max_epoch=0, grad_norm_clip=1e-3)).trainer
     trainer.fit()
