@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from datasets import build_dataset
-from datasets.synthetic import write_modelnet, write_modelnet_svm, write_shapenet, write_shapenetpart
+from datasets.synthetic import write_shapenetpart
 from datasets.transforms import AUGMENTATIONS
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 from models import build_model
 from models.classifier import Classifier
 from models.tokenizer import take
-from tests.test_part_segmentation_runs import CONFIGS as SEGMENTATION
-from tests.test_runs import CLASSES, CONFIGS, FINETUNE_DATA, results_of, run, write_config
+from tests.playground import CONFIGS, FINETUNE_DATA, make_playground, results_of, run
 from tools import runner_test
 from tools.runner_test import vote
 
@@ -34,20 +33,14 @@ def halve(points: Tensor, generator: torch.Generator) -> Tensor:
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
     """A folder with the generated data sets and the small configs."""
-    folder = tmp_path_factory.mktemp("protocols")
-    write_modelnet(folder / "data", classes=CLASSES, train=4, test=3, num_points=128)
-    write_shapenet(folder / "data", classes=CLASSES, train=2, test=1, num_points=128)
-    write_modelnet_svm(folder / "data", classes=CLASSES, train=2, test=1, num_points=128)
+    folder = make_playground(tmp_path_factory.mktemp("protocols"), CONFIGS, shapenet=2)
     write_shapenetpart(folder / "data", classes=["mug", "knife", "table"], train=4, test=1, num_points=96)
-    for name, config in (CONFIGS | SEGMENTATION).items():
-        write_config(folder, name, config)
     return folder
 
 
 @pytest.fixture
-def feed(playground, monkeypatch) -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
+def feed(here, monkeypatch) -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
     """Run a mode with `halve` for its augmentation; returns the points given to the model in training and otherwise."""
-    monkeypatch.chdir(playground)
     for name in AUGMENTATIONS:
         monkeypatch.setitem(AUGMENTATIONS, name, halve)
 
@@ -91,8 +84,7 @@ def test_finetuning_draws_from_the_farthest_points_and_augments(feed):
     assert torch.equal(evaluation, farthest("test", NPOINTS))
 
 
-def test_finetuning_minimises_the_loss_of_the_model(playground, monkeypatch):
-    monkeypatch.chdir(playground)
+def test_finetuning_minimises_the_loss_of_the_model(here, monkeypatch):
     monkeypatch.setattr(Classifier, "loss", lambda model, logits, labels: 7 + 0 * logits.sum())
     assert run(FINETUNING, "--scratch_model", "--exp_name", "sevens") == 0
     history = results_of(FINETUNING, "sevens")["training from scratch"]["history"]
