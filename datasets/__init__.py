@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from datasets.holdout import Part
 from datasets.modelnet40 import ModelNet, ModelNet40_SVM
 from datasets.modelnet40_fewshot import ModelNetFewShot
 from datasets.scanobjectnn import ScanObjectNN
@@ -77,6 +78,11 @@ def build_dataset(config: Mapping[str, Any]) -> Dataset:
     return DATASETS[config["NAME"]](**arguments)
 
 
+def name_of(dataset: Dataset) -> str:
+    """Name of a data set, or of the one that it is a part of."""
+    return type(dataset.dataset if isinstance(dataset, Part) else dataset).__name__
+
+
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another: its kind, its size, and a hash of labels, class names and some clouds.
 
@@ -87,4 +93,4 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     if not hasattr(dataset, "set_epoch"):
         for index in sorted({0, len(labels) // 2, len(labels) - 1}):
             digest.update(dataset[index][0].numpy().tobytes())
-    return {"name": type(dataset).__name__, "clouds": len(labels), "sha256": digest.hexdigest()}
+    return {"name": name_of(dataset), "clouds": len(labels), "sha256": digest.hexdigest()}

@@ -1,5 +1,6 @@
 """A training set split in two: what is learnt from, and what chooses a checkpoint in place of the test set."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,15 @@ SHARE = 0.1  # of each class that is held out
 
 
 class Part(Dataset):
-    """Some clouds of a data set.
+    """Some clouds of a data set, with an epoch of their own.
 
     Args:
-        dataset: the whole.
+        dataset: the whole; its clouds are shared, not copied.
         indices: of the clouds, (n,) int.
     """
 
     def __init__(self, dataset: Dataset, indices: np.ndarray) -> None:
-        self.dataset, self.indices = dataset, indices
+        self.dataset, self.indices = copy.copy(dataset), indices
         self.labels, self.class_names = dataset.labels[indices], dataset.class_names
 
     def __len__(self) -> int:

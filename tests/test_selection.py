@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
+from datasets import build_dataset
 from datasets.holdout import Part, hold_out
 from datasets.synthetic import write_fewshot, write_shapenetpart
 from tests.playground import CLASSES, CONFIGS, make_playground, results_of, results_of_folder, run, write_config
+from tests.test_engine import arguments
 from tests.test_few_shot import CONFIG as FEW_SHOT
-from tools import runner_finetune
+from tools import builder, runner_finetune
 from tools.trainer import Trainer
 
 FINETUNING, SEGMENTING, PRETRAINING = "fine-tuning/modelnet", "part-segmentation/small", "pre-training/m2ae"
@@ -128,6 +130,37 @@ def test_other_tasks_choose_on_a_held_out_tenth(here, config):
     results = next(iter(results_of(config, "val").values()))
     assert "a held-out tenth of the training split" in results["best_chosen_on"]
     assert "test split" in results["protocol"]
+
+
+def test_the_training_split_is_read_once(here, monkeypatch):
+    built = []
+    monkeypatch.setattr(builder, "build_dataset", lambda entry: built.append(entry["others"]) or build_dataset(entry))
+    assert run(FINETUNING, "--scratch_model", "--select_on", "val", "--exp_name", "once") == 0
+    assert [others["subset"] for others in built] == ["train", "test"]
+
+
+def test_the_held_out_points_stay_the_same_from_epoch_to_epoch(here):
+    entry = CONFIGS[SEGMENTING]["dataset"]["train"]
+    args = arguments(select_on="val")
+    config = {"dataset": {"train": entry}, "total_bs": 4}
+    train = builder.training_loader(config, args)
+    held, _ = builder.selection_loader(config, args, train)
+    before = train.dataset[0][0], held.dataset[0][0]
+    train.begin(1, seed=0)
+    assert [torch.equal(*pair) for pair in zip(before, (train.dataset[0][0], held.dataset[0][0]), strict=True)] == [
+        False,
+        True,
+    ]
+
+
+def test_a_part_goes_by_the_name_of_the_whole(here, capsys):
+    model = {**CONFIGS[FINETUNING]["model"], "num_classes": 2}
+    write_config(here, "fine-tuning/two", {**CONFIGS[FINETUNING], "model": model})
+    assert run("fine-tuning/two", "--scratch_model", "--select_on", "val") == 1
+    assert "error: ModelNet has label 2, but the model has 2 classes" in capsys.readouterr().err
+    assert run(FINETUNING, "--scratch_model", "--select_on", "val", "--exp_name", "named") == 0
+    data = results_of(FINETUNING, "named")["training from scratch"]["about"]["data"]
+    assert (data["train"]["name"], data["train"]["clouds"]) == ("ModelNet", 27)
 
 
 def test_pretraining_has_nothing_to_hold_out(here, capsys):

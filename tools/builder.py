@@ -159,15 +159,18 @@ def evaluation_loader(config: dict[str, Any], name: str, args: Namespace) -> Dat
     return _in_order(build_dataset(_with_seed(entry, args.seed)), entry, args)
 
 
-def selection_loader(config: dict[str, Any], args: Namespace) -> tuple[DataLoader, str]:
-    """Build the loader over the clouds that choose a checkpoint, as `--select_on` says; returns it and their name."""
+def selection_loader(config: dict[str, Any], args: Namespace, train: TrainingLoader) -> tuple[DataLoader, str]:
+    """Build the loader over the clouds that choose a checkpoint, as `--select_on` says; returns it and their name.
+
+    With `--select_on val` these are what `train`, the training loader, leaves out of its data set.
+    """
     if args.select_on == "test":
         entry = config["dataset"]["test"]
         split = (entry.get("others") or {}).get("subset", "test")
         return evaluation_loader(config, "test", args), f"{entry['NAME']}, {split} split"
     entry = config["dataset"]["train"]
-    dataset = build_dataset(_with_seed(entry, args.seed))
-    dataset = Part(dataset, hold_out(dataset.labels, args.seed)[1])
+    whole = train.dataset.dataset
+    dataset = Part(whole, hold_out(whole.labels, args.seed)[1])
     return _in_order(dataset, entry, args), f"{entry['NAME']}, a held-out tenth of the training split"
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from datasets import name_of
 from datasets.transforms import AUGMENTATIONS, random_subset
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 from tools.builder import build_network, evaluation_loader, parallel, selection_loader, training_loader
@@ -46,7 +47,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         train = training_loader(config, args)
-        chooser, name = selection_loader(config, args)
+        chooser, name = selection_loader(config, args, train)
         test = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
         run.note_data(train=train.dataset, test=test.dataset)
         model = build_network(config["model"], "num_classes", mode).to(device)
@@ -87,7 +88,7 @@ def check_labels(model: nn.Module, *loaders: DataLoader) -> None:
     for dataset in (loader.dataset for loader in loaders):
         if dataset.labels.max() >= model.num_classes:
             raise ValueError(
-                f"{type(dataset).__name__} has label {dataset.labels.max()}, but the model has {model.num_classes} "
+                f"{name_of(dataset)} has label {dataset.labels.max()}, but the model has {model.num_classes} "
                 "classes (labels start at 0); set model.num_classes"
             )
 

@@ -59,7 +59,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = training_loader(config, args)
-        chooser, name = selection_loader(config, args)
+        chooser, name = selection_loader(config, args, loader)
         test_loader = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
         run.note_data(train=loader.dataset, test=test_loader.dataset)
         model = build_segmenter(config, device)
