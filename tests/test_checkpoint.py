@@ -91,7 +91,7 @@ def refusal(model: nn.Module, path: Path, strict: bool = False) -> str:
 # shapes of files that load
 
 
-@pytest.mark.parametrize("container", ["base_model", "model_state_dict", "state_dict", None])
+@pytest.mark.parametrize("container", ["base_model", "model_state_dict", "state_dict", "model", None])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_every_official_shape_of_file_loads(tmp_path: Path, container: str | None, prefix: str) -> None:
     state = {prefix + key: value for key, value in filled(Classifier(), 7).state_dict().items()}

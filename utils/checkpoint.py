@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .files import atomic_write
 
-_CONTAINERS = ("base_model", "model_state_dict", "state_dict")
+_CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
 _CLASSIFIER_HEAD = ("cls_head_finetune.", "norm.")
 _SEGMENTER_HEAD = (
     "label_conv.",
