@@ -15,6 +15,7 @@ from datasets.modelnet40_fewshot import ModelNetFewShot
 from datasets.scanobjectnn import ScanObjectNN
 from datasets.shapenet55 import ShapeNet
 from datasets.shapenetpart import ShapeNetPart
+from datasets.untrusted import check_count
 from utils.config import check_keys
 
 DATASETS: dict[str, type[Dataset]] = {
@@ -53,6 +54,8 @@ def check_dataset_config(config: Mapping[str, Any], where: str) -> None:
     places = {key: f"others.{key}" if key in OTHERS else key.upper() for key in parameters}
     check_keys(config, ["NAME", *(key.upper() for key in parameters if key not in OTHERS), "others"], where)
     check_keys(others, [*(key for key in parameters if key in OTHERS), "bs"], f"{where}.others")
+    if "bs" in others:
+        check_count(others["bs"], f"{where}.others.bs")
     missing = [
         place
         for key, place in places.items()

@@ -81,7 +81,7 @@ def random_subset(points: Tensor, num_points: int, generator: torch.Generator | 
     """
     batch, available, channels = points.shape
     if not 1 <= num_points <= available:
-        raise ValueError(f"cannot take {num_points} different points of clouds with {available} points")
+        raise ValueError(f"cannot take {num_points} different points of clouds with {available} points; lower npoints")
     order = _rand((batch, available), points, generator).topk(num_points, dim=1, largest=False).indices
     return points.gather(1, order.unsqueeze(-1).expand(-1, -1, channels))
 

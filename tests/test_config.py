@@ -242,6 +242,13 @@ def test_base_is_sought_in_the_current_folder_first_then_in_the_repository(
     assert load_config(path).dataset.train.NAME == "Nearer"
 
 
+def test_base_stands_beside_the_file_that_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    write(tmp_path, {"max_epoch": 7}, "elsewhere/base.yaml")
+    assert load_config(write(tmp_path, MINIMAL | {"_base_": "base.yaml"}, "elsewhere/own.yaml")).max_epoch == 7
+
+
 def test_missing_base_names_key_and_file(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL | {"dataset": {"train": {"_base_": "cfgs/nowhere.yaml"}}})
     with pytest.raises(FileNotFoundError, match=r"dataset\.train\._base_ = 'cfgs/nowhere.yaml' in .*config\.yaml"):
@@ -309,7 +316,8 @@ def test_floats_without_a_point_are_numbers(tmp_path: Path, text: str, value: fl
         ({"optimizer": {"type": "AdamW"}}, "missing key 'optimizer.kwargs'"),
         ({"optimizer": {"type": "AdamW", "kwargs": {"lr": 1}}}, "missing key 'optimizer.kwargs.weight_decay'"),
         ({"optimizer": {"type": "AdamW", "kwargs": {"lr": "fast", "weight_decay": 0}}}, "optimizer.kwargs.lr = 'fast'"),
-        ({"scheduler": {"type": 1, "kwargs": {"epochs": 1, "initial_epochs": 0}}}, "scheduler.type = 1"),
+        ({"optimizer": {"type": "SGD", "kwargs": {"lr": 1, "weight_decay": 0}}}, "optimizer.type = 'SGD'"),
+        ({"scheduler": {"type": "Step", "kwargs": {"epochs": 1, "initial_epochs": 0}}}, "must be 'CosLR'"),
         ({"model": {}}, "missing key 'model.NAME'"),
         ({"model": {"NAME": 3}}, "model.NAME = 3"),
         ({"model": "I2P_MAE"}, "model = 'I2P_MAE'"),

@@ -198,11 +198,6 @@ def test_weight_decay_is_for_matrices_without_token_in_the_name():
     assert isinstance(optimizer, torch.optim.AdamW)
 
 
-def test_unknown_optimizer_is_refused():
-    with pytest.raises(ValueError, match="AdamW"):
-        build_optimizer(Net(), {"type": "AdamWW", "kwargs": {"lr": 1e-3}})
-
-
 def test_missing_section_is_named_before_anything_runs():
     config = {"model": {"NAME": "I2P_MAE"}, "dataset": {}}
     with pytest.raises(ValueError, match=r"some\.yaml has no 'dataset\.train', which pre-training needs"):

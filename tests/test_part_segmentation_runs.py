@@ -168,6 +168,12 @@ def test_voting_is_refused(here, capsys, finetuned):
     assert not Path("experiments", CONFIG, "refused").exists()
 
 
+def test_a_batch_of_one_cloud_is_refused(here, capsys):
+    write_config(here, "part-segmentation/single", {**CONFIGS[CONFIG], "total_bs": 1})
+    line = refuse(capsys, "part-segmentation/single", "--scratch_model")
+    assert "a batch of 1 clouds (total_bs in the config) gives a process 1" in line
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -247,7 +247,20 @@ def test_more_classes_than_outputs_are_refused(here, capsys):
 
 def test_npoints_beyond_the_clouds_is_refused(here, capsys):
     write_config(here, "fine-tuning/many", {**CONFIGS["fine-tuning/modelnet"], "npoints": 500})
-    assert "500" in refuse(capsys, "fine-tuning/many", "--scratch_model")
+    assert "500 different points of clouds with 128 points; lower npoints" in refuse(
+        capsys, "fine-tuning/many", "--scratch_model"
+    )
+
+
+def test_a_batch_of_one_cloud_is_refused(here, capsys):
+    write_config(here, "fine-tuning/single", {**CONFIGS["fine-tuning/modelnet"], "total_bs": 1})
+    line = refuse(capsys, "fine-tuning/single", "--scratch_model")
+    assert "a batch of 1 clouds (total_bs in the config) gives a process 1" in line
+
+
+@pytest.mark.parametrize(("config", "flags"), [("fine-tuning/modelnet", ["--scratch_model"]), ("pre-training/i2p", [])])
+def test_few_shot_flags_without_few_shot_tasks_are_refused(here, capsys, config, flags):
+    assert "--way, --shot and --fold choose few-shot tasks" in refuse(capsys, config, *flags, "--fold", 0)
 
 
 @pytest.mark.parametrize("flags", [("--test",), ("--vote",), ("--test_svm", "scan"), ("--scratch_model", "--test")])

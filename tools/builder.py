@@ -19,12 +19,9 @@ from datasets.shapenet55 import ShapeNet
 from models import build_model, check_model_config
 from models.masked_autoencoder import MaskedAutoencoder
 from models.transformer import BlockStack
-from utils.config import check_keys
 from utils.device import choose_device
 from utils.distributed import rank, world_size
 
-OPTIMIZERS = {"AdamW": torch.optim.AdamW}
-SCHEDULERS = {"CosLR": CosineLRScheduler}
 EVALUATION_BATCH_SIZE = 64  # no result depends on it
 COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
 MINIMUM_LR = 1e-6  # where the warm-up starts and the cosine ends
@@ -124,12 +121,17 @@ class TrainingLoader(DataLoader):
         self.batch_sampler.start = start
 
 
-def training_loader(config: dict[str, Any], args: Namespace) -> TrainingLoader | ResidentLoader:
+def training_loader(config: dict[str, Any], args: Namespace, least: int = 1) -> TrainingLoader | ResidentLoader:
     """Build the shuffled loader over `dataset.train`, in batches of `total_bs`; `others.bs` has precedence.
 
+    Args:
+        config: resolved config.
+        args: command line.
+        least: clouds that a process needs: 2 where BatchNorm normalises one vector a cloud.
+
     Raises:
-        ValueError: if there is not one full batch, the processes cannot share one evenly, or `--resident_data` is given
-            for a data set that is not pre-trained on.
+        ValueError: if there is not one full batch, the processes cannot share one evenly or get too few clouds of it,
+            or `--resident_data` is given for a data set that is not pre-trained on.
     """
     entry = config["dataset"]["train"]
     batch_size = (entry.get("others") or {}).get("bs", config["total_bs"])
@@ -137,6 +139,11 @@ def training_loader(config: dict[str, Any], args: Namespace) -> TrainingLoader |
         raise ValueError(
             f"a batch of {batch_size} clouds (total_bs in the config) cannot be shared by {world_size()} processes; "
             "choose a multiple"
+        )
+    if batch_size // world_size() < least and not args.sync_bn:
+        raise ValueError(
+            f"a batch of {batch_size} clouds (total_bs in the config) gives a process {batch_size // world_size()}, "
+            f"and the head's BatchNorm needs {least}; raise it"
         )
     dataset = build_dataset(_with_seed(entry, args.seed))
     if args.select_on == "val":
@@ -235,21 +242,16 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 
     Args:
         model: frozen parameters are left out.
-        config: the `optimizer` section, {type, kwargs {lr, weight_decay}}.
-
-    Raises:
-        ValueError: if the type is unknown.
+        config: the `optimizer` section, {type, kwargs {lr, weight_decay}}; AdamW is the only type.
     """
-    check_keys([config["type"]], OPTIMIZERS, "optimizer.type")
-    kwargs = dict(config["kwargs"])
-    weight_decay = kwargs.pop("weight_decay", 0.0)
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             exempt = parameter.ndim <= 1 or name.endswith(".bias") or "token" in name
             (plain if exempt else decayed).append(parameter)
-    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
-    return OPTIMIZERS[config["type"]](groups, fused=True, **kwargs)
+    kwargs = config["kwargs"]
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": kwargs["weight_decay"]}]
+    return torch.optim.AdamW(groups, lr=kwargs["lr"], fused=True)
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> CosineLRScheduler:
@@ -260,13 +262,9 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: dict[str, Any]) ->
     Args:
         optimizer: its learning rate is the peak.
         config: the `scheduler` section, {type, kwargs {epochs, initial_epochs}}; `epochs` is where the cosine ends,
-            counted from epoch 0, and the first `initial_epochs` of them are the warm-up.
-
-    Raises:
-        ValueError: if the type is unknown.
+            counted from epoch 0, and the first `initial_epochs` of them are the warm-up. CosLR is the only type.
     """
-    check_keys([config["type"]], SCHEDULERS, "scheduler.type")
-    return SCHEDULERS[config["type"]](
+    return CosineLRScheduler(
         optimizer,
         t_initial=config["kwargs"]["epochs"],
         warmup_t=config["kwargs"]["initial_epochs"],

@@ -46,7 +46,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
     with open_run(config, args, mode, training=True, part=part) as run:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
-        train = training_loader(config, args)
+        train = training_loader(config, args, least=2)
         chooser, name = selection_loader(config, args, train)
         test = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
         run.note_data(train=train.dataset, test=test.dataset)

@@ -58,7 +58,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     with open_run(config, args, mode, training=True) as run:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
-        loader = training_loader(config, args)
+        loader = training_loader(config, args, least=2)
         chooser, name = selection_loader(config, args, loader)
         test_loader = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
         run.note_data(train=loader.dataset, test=test_loader.dataset)

@@ -67,13 +67,13 @@ _SCHEMA = _Section(
     optional={
         "optimizer": _Section(
             required={
-                "type": _NAME,
+                "type": _one_of("AdamW"),
                 "kwargs": _Section(required={"lr": _POSITIVE, "weight_decay": _NOT_NEGATIVE}),
             }
         ),
         "scheduler": _Section(
             required={
-                "type": _NAME,
+                "type": _one_of("CosLR"),
                 "kwargs": _Section(required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)}),
             }
         ),
@@ -121,7 +121,8 @@ def load_config(path: str | Path) -> EasyDict:
 
     Args:
         path: a YAML file. An entry `_base_: FILE` at any depth takes in that file's keys, its own keys win; FILE is
-            relative to the current folder or, if it is not there, to the repository.
+            relative to the current folder or, if it is not there, to the folder of the file that names it or to the
+            repository.
 
     Returns:
         The resolved config, without `_base_`.
@@ -207,9 +208,10 @@ def _resolve_bases(value: Any, where: str, source: Path, open_files: tuple[Path,
     key, name = _join(where, "_base_"), value["_base_"]
     if not isinstance(name, str):
         raise ValueError(f"{key} = {name!r} in {source} must be the path of a YAML file")
-    base = next((path for path in (Path(name), _REPOSITORY / name) if path.is_file()), None)
+    folders = (Path.cwd(), source.parent, _REPOSITORY)
+    base = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if base is None:
-        raise FileNotFoundError(f"{key} = {name!r} in {source}: no such file in {Path.cwd()} or {_REPOSITORY}")
+        raise FileNotFoundError(f"{key} = {name!r} in {source}: no such file in {', '.join(map(str, folders))}")
     if base.resolve() in open_files:
         raise ValueError(f"{key} = {name!r} in {source} leads back to a file that is based on it; remove one _base_")
     return _merge(_resolve_bases(_read_yaml(base), where, base, (*open_files, base.resolve())), own)
