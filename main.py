@@ -83,7 +83,12 @@ def choose_runner(args: Namespace, config: EasyDict) -> ModuleType:
     runner = next((runner for flag, runner in RUNNERS.items() if getattr(args, flag)), runner_pretrain)
     if runner in (runner_finetune, runner_test):
         data = config.dataset.get("train") or config.dataset.get("test") or {}
-        return TASKS.get(data.get("NAME"), runner)
+        runner = TASKS.get(data.get("NAME"), runner)
+    if runner is not runner_few_shot and (args.way, args.shot, args.fold) != (None, None, None):
+        raise ValueError(
+            f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "
+            "choose a config of cfgs/few-shot/ with --finetune_model, --scratch_model or --test"
+        )
     return runner
 
 

@@ -52,8 +52,10 @@ def _folder_name(text: str) -> str:
 
 def _existing_file(text: str) -> Path:
     """Argparse type: the path of a file that is there."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it, such as ckpt-best.pth")
     if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"no such file: {text}")
+        raise argparse.ArgumentTypeError(f"no such file: {text}; ckpts/README.md says where to get the released ones")
     return Path(text)
 
 
@@ -209,6 +211,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--save_features keeps the features of --test_svm: add it")
     if args.seeds and (evaluates or args.profile):
         parser.error("--seeds repeats a training run; an evaluation takes one --seed")
+    if args.dry_run and (evaluates or args.profile):
+        parser.error("--dry_run measures a few steps of a training run: drop it, or the mode")
+    if args.select_on == "val" and (evaluates or args.profile):
+        parser.error("--select_on val chooses a checkpoint in training: drop it")
     if args.sync_bn and args.launcher == "none":
         parser.error("--sync_bn is for several processes: start with torchrun and --launcher pytorch")
     return args
