@@ -65,8 +65,8 @@ class ModelNet(Dataset):
         if processed.is_file():
             self.clouds, self.labels = self._read_processed(processed)
         else:
-            self.clouds, self.labels = self._read_listing(folder, folder / f"modelnet40_{subset}.txt")
             logger.info("%s does not exist: reading text files, which takes longer", processed)
+            self.clouds, self.labels = self._read_listing(folder, folder / f"modelnet40_{subset}.txt")
 
     def _read_processed(self, path: Path) -> tuple[list[np.ndarray], np.ndarray]:
         content = load_pickle(path)

@@ -41,7 +41,7 @@ def require_folder(path: str | os.PathLike[str], key: str) -> Path:
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"{key} is {path!r}; give the path of a folder")
     if not os.path.isdir(path):
-        raise FileNotFoundError(f"folder {path} does not exist (config key {key}); {WAY_OUT}")
+        raise FileNotFoundError(f"folder {os.path.abspath(path)} does not exist (config key {key}); {WAY_OUT}")
     return Path(path)
 
 
@@ -139,7 +139,7 @@ def check_single_labels(labels: Sequence[Any], source: str | Path, num_classes: 
 def read_lines(path: Path, key: str) -> list[str]:
     """Read the non-empty lines of a list; FileNotFoundError if it is missing, ValueError if it holds no text."""
     try:
-        text = require_file(path, key).read_text(encoding="utf-8")
+        text = require_file(path, key).read_text(encoding="utf-8-sig")  # Windows editors put a mark at the start
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file ({error}); {WAY_OUT}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -121,6 +121,15 @@ def test_a_seed_is_given_once(capsys):
     assert "--seeds 0 0 repeats a seed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("# Title", "has no line '## Figures'")])
+def test_a_document_that_cannot_take_the_figures_is_refused_at_once(tmp_path, capsys, text, message):
+    if text:
+        (tmp_path / "a.md").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        ablation.main(["--write", str(tmp_path / "a.md")])
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """One setting on tiny data, with main.py in this process; returns the command lines that were run."""

@@ -228,6 +228,22 @@ def test_modelnet_refuses_a_foreign_dat(modelnet, content, message):
         build_dataset(modelnet)
 
 
+def test_modelnet_names_the_missing_dat_before_it_misses_text_files(modelnet, caplog):
+    (Path(modelnet["DATA_PATH"]) / "bed/bed_0001.txt").unlink()
+    with caplog.at_level(logging.INFO), pytest.raises(FileNotFoundError):
+        build_dataset(modelnet)
+    assert "32pts_fps.dat does not exist" in caplog.text
+
+
+def test_modelnet_reads_lists_as_windows_editors_write_them(modelnet):
+    for name in ("modelnet40_shape_names.txt", "modelnet40_train.txt"):
+        path = Path(modelnet["DATA_PATH"]) / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    dataset = build_dataset(modelnet)
+    assert dataset.class_names == ["bed", "night_stand"]
+    assert dataset.labels.tolist() == [1, 0, 0]
+
+
 def test_modelnet_refuses_a_truncated_dat(modelnet):
     path = Path(modelnet["DATA_PATH"]) / "modelnet40_train_32pts_fps.dat"
     write_dat(modelnet, [cloud(32, 6)], [np.array([0])])
@@ -295,7 +311,7 @@ def test_scanobjectnn_refuses_a_label_beyond_its_classes(scanobjectnn):
 )
 def test_a_missing_folder_names_itself_its_key_and_the_way_out(name, key, request):
     config = changed(request.getfixturevalue(name), **{key: "data/nowhere"})
-    with pytest.raises(FileNotFoundError, match=f"data/nowhere does not exist .*config key {key}.*{WAY_OUT}"):
+    with pytest.raises(FileNotFoundError, match=f"folder /.*/data/nowhere does not exist.*key {key}.*{WAY_OUT}"):
         build_dataset(config)
 
 
@@ -425,6 +441,8 @@ def test_impossible_values_are_refused_with_their_key(name, change, message, req
         ({"npoint": 1}, r"'dataset\.train\.others\.npoint'.*did you mean 'npoints'"),
         ({"partition": "train"}, r"'dataset\.train\.others\.partition'"),
         ({"SPLIT": "obj"}, r"'dataset\.train\.SPLIT'"),
+        ({"bs": 0}, r"dataset\.train\.others\.bs is 0; give an integer of at least 1"),
+        ({"bs": "16"}, r"dataset\.train\.others\.bs is '16'"),
     ],
 )
 def test_unknown_names_and_keys_are_refused_with_the_nearest(change, message):

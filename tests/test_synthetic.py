@@ -457,3 +457,12 @@ def test_command_line_reports_a_wrong_class_without_a_traceback(tmp_path):
     assert finished.returncode == 1
     assert finished.stderr.startswith("error: unknown class 'chiar'")
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_command_line_reports_a_folder_it_cannot_make_without_a_traceback(tmp_path):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "datasets.synthetic", "--root", str(tmp_path / "file/data")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 1
+    assert finished.stderr.startswith("error: [Errno ")

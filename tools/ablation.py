@@ -80,7 +80,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--seeds {' '.join(map(str, args.seeds))} repeats a seed; give each once")
     setup_logger(None)
     if args.write:
-        read_text(args.write)  # fails now rather than after the runs
+        try:
+            read_text(args.write)  # fails now rather than after the runs
+        except (ValueError, OSError) as error:
+            parser.error(f"--write: {error}")
     folder = EXPERIMENTS / ("ablation-quick" if args.quick else "ablation")
     config = load_config(CONFIG)
     if args.quick:
