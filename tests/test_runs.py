@@ -90,6 +90,16 @@ def test_pretraining_resumes(here, pretrained):
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
 
 
+def test_a_resume_that_is_refused_keeps_the_config_of_the_run(here, pretrained):
+    name = "pre-training/other"
+    write_config(here, name, {**CONFIGS["pre-training/m2ae"]})
+    assert run(name) == 0
+    kept = Path("experiments", name, "default/config.yaml").read_text()
+    write_config(here, name, changed(CONFIGS["pre-training/m2ae"], "model.encoder_depths", [1, 1, 2]))
+    assert run(name, "--resume") == 1
+    assert Path("experiments", name, "default/config.yaml").read_text() == kept
+
+
 def test_point_m2ae_pretrains(here):
     assert run("pre-training/m2ae") == 0
     assert results_of("pre-training/m2ae")["pre-training"]["final_epoch"] == 0

@@ -43,13 +43,14 @@ class Run:
         log: the log file, None if there is none.
 
     Attributes:
-        last_checkpoint, previous_checkpoint, best_checkpoint: files in the folder.
+        config_file, last_checkpoint, previous_checkpoint, best_checkpoint: files in the folder.
     """
 
     def __init__(
         self, folder: Path, mode: str, about: dict[str, Any], curves: Path | None = None, log: Path | None = None
     ) -> None:
         self.folder, self.mode, self.about, self.log = folder, mode, about, log
+        self.config_file = folder / "config.yaml"
         self.last_checkpoint = folder / "ckpt-last.pth"
         self.previous_checkpoint = folder / "ckpt-previous.pth"
         self.best_checkpoint = folder / "ckpt-best.pth"
@@ -111,7 +112,7 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
     """Make or enter the run's folder and start its log, for the time of the block.
 
     Args:
-        config: resolved config, written into the folder as config.yaml.
+        config: resolved config, written into the folder as config.yaml; where a run is resumed, by the trainer.
         args: command line; `config`, `exp_name`, `resume`, `dry_run` and what describes the run are read. A dry run has
             a folder that vanishes.
         mode: name of what runs.
@@ -141,8 +142,8 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
         if training and is_main():
             remove_unfinished(folder)
         setup_logger(log)
-        if is_main() and (training or not (folder / "config.yaml").exists()):
-            save_config(config, folder / "config.yaml")
+        if is_main() and ((training and not args.resume) or not run.config_file.exists()):
+            save_config(config, run.config_file)
         logger.info("%s in %s", mode, folder)
         logger.debug("arguments: %s", vars(args))
         run = Run(folder, mode, describe(config, args), parent / "TFBoard" / name if training else None, log)

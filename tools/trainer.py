@@ -18,6 +18,7 @@ from tools.engine import Batch, EpochState, NonFinite, train_one_epoch
 from tools.precision import Precision
 from tools.report import Run, format_table
 from utils.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from utils.config import save_config
 from utils.device import peak_memory
 from utils.distributed import any_process, gather, on_main, rank, world_size
 from utils.seed import mixed_seed, rng_state, set_rng_state
@@ -239,6 +240,7 @@ class Trainer:
                 "the run had %d processes and now has %d: it continues, but not as it would have",
                 *(len(state["rng"]), world_size()),
             )
+        on_main(lambda: save_config(self.config, self.run.config_file))  # not before: the checkpoint has to fit
         logger.info("resuming at epoch %d, batch %d", self.epoch, self.progress.batches)
 
     def _last_good_checkpoint(self) -> tuple[Path, dict[str, Any]]:
