@@ -122,6 +122,12 @@ def test_report_counts_what_loaded_and_names_what_did_not(tmp_path: Path) -> Non
     assert "not in the file, kept as initialised: norm (2), cls_head_finetune (9)" in text
     for group in ("decoder (9)", "reconstruction heads (4)", "encoder norms (2)", "teacher (1)"):
         assert group in text
+    assert text.endswith("chosen by: unknown, the file does not say")
+
+
+def test_report_says_what_chose_the_weights(tmp_path: Path) -> None:
+    torch.save({"base_model": Pretrain().state_dict(), "chosen_by": "accuracy on X"}, tmp_path / "a.pth")
+    assert str(load_weights(Classifier(), tmp_path / "a.pth")).endswith("; chosen by: accuracy on X")
 
 
 def test_order_of_a_report_does_not_depend_on_hashing(tmp_path: Path) -> None:

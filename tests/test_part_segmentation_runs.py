@@ -62,14 +62,22 @@ def test_finetuning_reports_the_best_and_the_final_segmenter(finetuned):
     assert (finetuned / "parts.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(("checkpoint", "name"), [("best", "best"), ("last", "final")])
-def test_testing_gives_the_figures_of_training(here, finetuned, checkpoint, name):
+@pytest.mark.parametrize(
+    ("checkpoint", "name", "chosen_by"),
+    [
+        ("best", "best", "instance mIoU on ShapeNetPart, test split"),
+        ("last", "final", "nothing, the latest of its run"),
+    ],
+)
+def test_testing_gives_the_figures_of_training(here, finetuned, capsys, checkpoint, name, chosen_by):
     flags = ("--test", "--ckpts", finetuned / f"ckpt-{checkpoint}.pth", "--exp_name", checkpoint)
     assert run(CONFIG, *flags) == 0
     folder = Path("experiments", CONFIG, checkpoint)
     measured = results_of_folder(folder)["part segmentation"]
     trained = results_of_folder(finetuned)["part segmentation, fine-tuning"][name]
     assert {key: measured[key] for key in trained} == trained
+    assert measured["about"]["checkpoint_chosen_by"] == chosen_by
+    assert f"ShapeNetPart, test split; weights chosen by: {chosen_by}" in capsys.readouterr().err
     assert (folder / "parts.png").read_bytes().startswith(b"\x89PNG")
 
 

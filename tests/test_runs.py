@@ -131,7 +131,9 @@ def test_kept_features_are_used_instead_of_encoding(here, pretrained, tmp_path, 
     assert run("linear-svm/scan", *flags, "encoded") == 0
     monkeypatch.setattr(runner_test_svm, "svm_features", None)  # encoding would fail
     assert run("linear-svm/scan", *flags, "kept") == 0
-    assert "nothing is encoded" in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "nothing is encoded" in log
+    assert "test split; weights chosen by: nothing, the latest of its run" in log
     encoded, kept = (results_of("linear-svm/scan", name)["linear SVM"] for name in ("encoded", "kept"))
     assert {**encoded, "about": 0} == {**kept, "about": 0}
     assert kept["about"]["data"].keys() == {"svm_train", "svm_test"}
@@ -179,6 +181,7 @@ def test_testing_reproduces_the_final_accuracy(here, finetuned, monkeypatch):
     assert results["vote"]["mean_accuracy"] <= results["vote"]["best_accuracy"] <= 100
     first_log = next(Path("experiments/fine-tuning/modelnet/tested").glob("*.log")).read_text()
     assert "vote: best of them (chosen on the test split, as published)" in first_log
+    assert "points; weights chosen by: nothing, the latest of its run" in first_log
     assert run("fine-tuning/modelnet", *flags) == 0
     again = results_of("fine-tuning/modelnet", "tested")["test"]
     assert {**again, "about": 0} == {**results, "about": 0}

@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
 
 from datasets import fingerprint
-from utils.checkpoint import remove_unfinished
+from utils.checkpoint import LoadReport, remove_unfinished
 from utils.config import save_config
 from utils.device import choose_device, device_name
 from utils.distributed import is_main, on_main, restarted, world_size
@@ -69,6 +69,15 @@ class Run:
     def note_data(self, **datasets: Dataset) -> None:
         """Put the fingerprints of the data sets beside the results."""
         self.about["data"] = {name: fingerprint(dataset) for name, dataset in datasets.items()}
+
+    def note_weights(self, report: LoadReport) -> None:
+        """Log what a checkpoint gave, and put what chose it beside the results."""
+        logger.info("%s", report)
+        self.about["checkpoint_chosen_by"] = report.chosen_by
+
+    def tested(self, protocol: str) -> str:
+        """Say beside a protocol what had chosen the weights that were noted."""
+        return f"{protocol}; weights chosen by: {self.about['checkpoint_chosen_by']}"
 
     def draw(self, values: Mapping[str, float], epoch: int) -> None:
         """Add a point to each TensorBoard curve."""

@@ -1,6 +1,5 @@
 """`--finetune_model` and `--scratch_model`: train a classifier from a pre-trained encoder, or from nothing."""
 
-import logging
 from argparse import Namespace
 from typing import Any
 
@@ -19,8 +18,6 @@ from tools.trainer import Trainer
 from utils.checkpoint import load_weights
 from utils.device import choose_device
 from utils.seed import seed_everything
-
-logger = logging.getLogger(__name__)
 
 MODE = "fine-tuning"
 REPEATABLE = True  # --seeds
@@ -53,7 +50,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         model = build_network(config["model"], "num_classes", mode).to(device)
         check_labels(model, train, test)
         if args.ckpts and not args.resume:
-            logger.info("%s", load_weights(model, args.ckpts))
+            run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)
         npoints = config["npoints"]
         augment = AUGMENTATIONS[config["augmentation"]]

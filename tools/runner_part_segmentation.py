@@ -64,7 +64,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         run.note_data(train=loader.dataset, test=test_loader.dataset)
         model = build_segmenter(config, device)
         if args.ckpts and not args.resume:
-            logger.info("%s", load_weights(model, args.ckpts))
+            run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
         tested: list[dict[str, Any]] = []
@@ -111,11 +111,11 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         device = choose_device()
         loader = evaluation_loader(config, "test", args)
         model = build_segmenter(config, device)
-        logger.info("%s", load_weights(model, args.ckpts, strict=True))
+        run.note_weights(load_weights(model, args.ckpts, strict=True))
         scores = measure(model, loader, device, run.folder / PICTURE)
         tested_on = test_split(config)
         run.note_data(test=loader.dataset)
-        logger.info("%s\n%s", MODE, score_table(tested_on, {"%": scores}))
+        logger.info("%s\n%s", MODE, score_table(run.tested(tested_on), {"%": scores}))
         return run.finish({"protocol": tested_on, "checkpoint": str(args.ckpts), **scores})
 
 

@@ -44,7 +44,7 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
         loader = evaluation_loader(config, "test", args)
         model = build_network(config["model"], "num_classes", MODE).to(device)
         check_labels(model, loader)
-        logger.info("%s", load_weights(model, args.ckpts, strict=True))
+        run.note_weights(load_weights(model, args.ckpts, strict=True))
         npoints = config["npoints"]
         logits, labels = evaluate(model, loader, device, lambda points: sample_farthest(points, npoints))
         results = {
@@ -67,7 +67,7 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
                 ["vote: standard deviation", results["vote"]["std_accuracy"]],
                 ["vote: best of them (chosen on the test split, as published)", results["vote"]["best_accuracy"]],
             ]
-        logger.info("%s\n%s", MODE, format_table(rows, [results["protocol"], "%"]))
+        logger.info("%s\n%s", MODE, format_table(rows, [run.tested(results["protocol"]), "%"]))
         return run.finish(results)
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tools.builder import build_network, evaluation_loader
 from tools.engine import extract_features
 from tools.probes import Features, load_features, probe, probe_table, save_features
-from tools.report import format_table, open_run
+from tools.report import Run, format_table, open_run
 from utils.checkpoint import load_weights
 from utils.device import choose_device
 from utils.distributed import on_main
@@ -44,36 +44,34 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         loaders = svm_loaders(config, args)
         run.note_data(svm_train=loaders[0].dataset, svm_test=loaders[1].dataset)
-        features = _features(config, args, loaders, run.about)
+        features = _features(config, args, loaders, run)
         results = {
             "protocol": f"linear SVM on {config['dataset']['svm_test']['NAME']}, test split",
             "checkpoint": str(args.ckpts),
             **on_main(lambda: probe(features, config["svm"]["C"])),
         }
-        title = f"probes on {config['dataset']['svm_test']['NAME']}, test split"
+        title = run.tested(f"probes on {config['dataset']['svm_test']['NAME']}, test split")
         logger.info("%s\n%s", MODE, format_table(probe_table(results), [title, "%"]))
         return run.finish(results)
 
 
-def _features(
-    config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader, DataLoader], about: dict[str, Any]
-) -> Features:
-    """Encode both splits, or take the features that `--save_features` kept; `about` is what the run says of itself."""
+def _features(config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader, DataLoader], run: Run) -> Features:
+    """Encode both splits, or take the features that `--save_features` kept."""
     model_config, path = without_teacher(config["model"]), args.save_features
+    device = choose_device()
+    model = build_network(model_config, "encode", MODE).to(device)
+    run.note_weights(load_weights(model, args.ckpts))
     origin = {
-        "checkpoint_sha256": about["checkpoint_sha256"],
+        "checkpoint_sha256": run.about["checkpoint_sha256"],
         "model": model_config,
         "dataset": {split: config["dataset"][split] for split in ("svm_train", "svm_test")},
-        "data": about["data"],
+        "data": run.about["data"],
     }
     if path and on_main(path.exists):
         logger.info("features of this checkpoint are in %s: nothing is encoded", path)
         return on_main(lambda: load_features(path, origin))
     if path:
         on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-    device = choose_device()
-    model = build_network(model_config, "encode", MODE).to(device)
-    logger.info("%s", load_weights(model, args.ckpts))
     features = Features(*svm_features(model, loaders, device))
     if path:
         on_main(lambda: save_features(path, features, origin))

@@ -204,11 +204,12 @@ class Trainer:
             "history": self.history,
             "rng": rng,
             "config": _plain(self.config),
+            "chosen_by": "nothing, the latest of its run",
         }
 
         def write() -> None:
             if improved:
-                save_checkpoint(self.run.best_checkpoint, state)
+                save_checkpoint(self.run.best_checkpoint, state | {"chosen_by": self.protocol})
             save_checkpoint(self.run.last_checkpoint, state, previous=self.run.previous_checkpoint)
 
         on_main(write)

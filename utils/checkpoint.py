@@ -37,6 +37,7 @@ _LEFTOVERS = {
     **dict.fromkeys(_NEW_HEADS, "heads"),
 }
 _KEYS_SHOWN = 3
+_CHOSEN_BY_UNKNOWN = "unknown, the file does not say"  # of released ones: accuracy on the test split
 _STALE_SECONDS = 3600  # what took so long to write is not being written any more
 _DOS_FOLDER = 0x10  # attribute of a zip record; torch.load takes such a one for empty and hands out memory as it is
 
@@ -52,6 +53,7 @@ class LoadReport:
         unexpected: in the file, of no use for the model and not known to be harmless.
         mismatched: in both, of different shapes.
         ignored: in the file, of no use for the model and known to be harmless (decoder, heads, teacher).
+        chosen_by: the figure that chose these weights among those of their run, and the split it was measured on.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class LoadReport:
     unexpected: tuple[str, ...]
     mismatched: tuple[str, ...]
     ignored: tuple[str, ...]
+    chosen_by: str
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
@@ -70,7 +73,7 @@ class LoadReport:
             text += f"; of another shape, kept as initialised: {_count(_first_part(key) for key in self.mismatched)}"
         if self.ignored:
             text += f"; not needed from the file: {_count(_leftover_group(key) for key in self.ignored)}"
-        return text
+        return f"{text}; chosen by: {self.chosen_by}"
 
 
 def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> LoadReport:
@@ -91,7 +94,8 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
         ValueError: if the file is not a checkpoint or does not fit; the model is then unchanged.
     """
     path = Path(path)
-    found = _model_tensors(read_checkpoint(path), path)
+    content = read_checkpoint(path)
+    found = _model_tensors(content, path)
     wanted = model.state_dict()
     harmless = _TEACHER if strict else _LEFTOVERS
     extra = [key for key in found if key not in wanted]
@@ -104,6 +108,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
         unexpected=tuple(key for key in extra if key not in ignored),
         mismatched=tuple(key for key in shared if found[key].shape != wanted[key].shape),
         ignored=tuple(ignored),
+        chosen_by=str(content.get("chosen_by", _CHOSEN_BY_UNKNOWN)),
     )
     replaceable = () if strict else _NEW_HEADS
     lacking = [key for key in report.missing + report.mismatched if not key.startswith(replaceable)]
