@@ -209,23 +209,30 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def draw(table: dict[Setting | str, list[Figures]], path: Path) -> None:
-    """Write a PNG: accuracy and saliency against the mask, accuracy against the losses; bars are deviations."""
+    """Write a PNG: accuracy and saliency against the mask, accuracy against the losses.
+
+    Bars are standard deviations, dots the seeds, dashes the untrained encoder.
+    """
     runs = {setting: runs for setting, runs in table.items() if isinstance(setting, Setting)}
-    masks = {setting.mask: found for setting, found in runs.items() if setting.losses == "both"}
-    losses = {setting.losses: found for setting, found in runs.items() if setting.mask == "temperature 1"}
+    masks = {s.mask.removeprefix("temperature "): found for s, found in runs.items() if s.losses == "both"}
+    losses = {s.losses: found for s, found in runs.items() if s.mask == "temperature 1"}
     panels = [
-        ("linear SVM, %", masks, lambda run: run.accuracy),
-        ("saliency held by visible tokens, %", masks, lambda run: 100 * run.visible_saliency),
-        ("linear SVM, %", losses, lambda run: run.accuracy),
+        ("linear SVM, %", "mask temperature", masks, lambda run: run.accuracy),
+        ("saliency held by visible tokens, %", "mask temperature", masks, lambda run: 100 * run.visible_saliency),
+        ("linear SVM, %", "losses", losses, lambda run: run.accuracy),
     ]
     figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.5))
-    for axis, (title, columns, value) in zip(axes, panels, strict=True):
+    for axis, (title, label, columns, value) in zip(axes, panels, strict=True):
         values = [[value(run) for run in found] for found in columns.values()]
-        means, deviations = [np.mean(v) for v in values], [np.std(v) for v in values]
-        axis.errorbar(range(len(values)), means, deviations, fmt="o", capsize=4)
-        axis.set_xticks(range(len(values)), [name.replace(" ", "\n") for name in columns])
+        places = range(len(values))
+        for place, of_seeds in zip(places, values, strict=True):
+            axis.plot([place] * len(of_seeds), of_seeds, ".", color="lightgrey")
+        axis.errorbar(places, [np.mean(v) for v in values], [np.std(v) for v in values], fmt="o", capsize=4)
+        if "SVM" in title:
+            axis.axhline(np.mean([run.accuracy for run in table[UNTRAINED]]), linestyle="--", color="grey")
+        axis.set_xticks(places, list(columns))
         axis.margins(x=0.15)
-        axis.set_title(title)
+        axis.set(title=title, xlabel=label)
     save_figure(figure, path)
 
 
