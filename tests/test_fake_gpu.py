@@ -1,0 +1,87 @@
+"""Every model on a GPU that is only pretended: tensors without values, which know where they would be."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from datasets.transforms import AUGMENTATIONS, normalize_unit_sphere, random_subset
+from extensions.streams import beside
+from models import build_model, i2p_mae
+from models.masking import Packing
+from tools.runner_finetune import sample_farthest
+from utils.config import load_config
+
+ROOT = Path(__file__).parent.parent
+GPU = torch.device("cuda", 0)
+CONFIGS = [
+    *("pre-training/i2p-mae", "pre-training/point-m2ae", "fine-tuning/modelnet40", "fine-tuning/point-m2ae_scan_pb"),
+    "part-segmentation/i2p-mae",
+]
+
+
+@pytest.fixture(autouse=True)
+def _pretence():
+    try:
+        with FakeTensorMode():
+            torch.empty(2, device=GPU)[:1]
+    except RuntimeError as error:  # PyTorch 2.4 asks the driver
+        pytest.skip(f"this PyTorch cannot pretend a GPU: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _values_are_not_needed(monkeypatch):
+    """Token counts and truncated draws depend on values, and a second stream needs a GPU."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr(nn.init, "trunc_normal_", nn.init.normal_)
+    monkeypatch.setattr(Packing, "of_levels", lambda masks: [Packing(mask, mask.shape[1] // 2, True) for mask in masks])
+    monkeypatch.setattr(i2p_mae, "beside", lambda points: beside(torch.empty(0, device="cpu")))
+
+
+def loss_of(model: Any, points: Tensor) -> Tensor:
+    if hasattr(model, "encode"):
+        return model(points)["loss"]
+    categories = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    if hasattr(model, "num_parts"):
+        return model.loss(model(points, categories), categories[:, None].expand(points.shape[:2]))
+    return model.loss(model(points), categories)
+
+
+@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+@pytest.mark.parametrize("amp", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_all_that_a_model_makes_is_where_its_points_are(config, amp):
+    settings = load_config(ROOT / "cfgs" / f"{config}.yaml").model
+    if "clip_config" in settings:
+        settings.clip_config.pretrained = "untrained"
+    with FakeTensorMode():  # refuses an operation on tensors of two devices
+        with GPU:
+            model = build_model(settings)
+        products = set()
+        linear = next(module for module in model.modules() if isinstance(module, nn.Linear))
+        linear.register_forward_hook(lambda module, inputs, output: products.add(output.dtype))
+        with torch.autocast("cuda", amp, enabled=amp != torch.float32):
+            loss = loss_of(model, torch.empty(2, 1024, 3, device=GPU))
+    assert products == {amp}
+    assert loss.device == GPU
+    assert loss.dtype == torch.float32
+
+
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: partial(augment, generator=None) for name, augment in AUGMENTATIONS.items()},
+    "normalize_unit_sphere": normalize_unit_sphere,
+    "random_subset": partial(random_subset, num_points=8, generator=None),
+    "sample_farthest": partial(sample_farthest, num_points=8),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_transforms_work_where_the_points_are(transform):
+    with FakeTensorMode():
+        assert transform(torch.empty(2, 16, 3, device=GPU)).device == GPU
