@@ -184,6 +184,11 @@ def test_the_whole_comparison_and_that_finished_runs_are_not_repeated(small, cap
     assert ablation.main(arguments) == 0  # interrupted before its end
     assert small[1] == [*small[0], "--resume"]
 
+    for name in ("figures.json", "results.json", "ckpt-last.pth", "ckpt-previous.pth"):
+        (run / name).unlink()
+    assert ablation.main(arguments) == 0  # killed after its first best checkpoint, before a last one
+    assert small[2] == small[0]
+
 
 @pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
 def test_a_run_of_another_config_is_not_taken_for_this_one(small):

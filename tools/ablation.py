@@ -21,7 +21,7 @@ from easydict import EasyDict
 from models import build_model
 from tools.demo import make_data, probe
 from tools.figures import save_figure
-from tools.report import EXPERIMENTS, format_table, markdown_table
+from tools.report import EXPERIMENTS, Run, format_table, markdown_table
 from tools.reproduce import launch, shown
 from tools.runner_pretrain import MODE
 from tools.runner_test_svm import without_teacher
@@ -150,7 +150,7 @@ def measure(config: EasyDict, setting: Setting, seed: int, folder: Path) -> Figu
         return found
     if not (run / "results.json").exists():
         command = ["--config", str(source), "--exp_name", run.name, "--seed", str(seed), "--num_workers", "0"]
-        command += ["--resume"] if any(run.glob("ckpt-*.pth")) else []
+        command += ["--resume"] if Run(run, MODE, {}).resumable else []
         print(f"\n$ {shown(command)}", flush=True)
         if code := launch(command):
             raise SystemExit(code)
