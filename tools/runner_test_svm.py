@@ -58,8 +58,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
 def _features(config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader, DataLoader], run: Run) -> Features:
     """Encode both splits, or take the features that `--save_features` kept."""
     model_config, path = without_teacher(config["model"]), args.save_features
-    device = choose_device()
-    model = build_network(model_config, "encode", MODE).to(device)
+    model = build_network(model_config, "encode", MODE)
     run.note_weights(load_weights(model, args.ckpts))
     origin = {
         "checkpoint_sha256": run.about["checkpoint_sha256"],
@@ -72,7 +71,8 @@ def _features(config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader
         return on_main(lambda: load_features(path, origin))
     if path:
         on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
-    features = Features(*svm_features(model, loaders, device))
+    device = choose_device()
+    features = Features(*svm_features(model.to(device), loaders, device))
     if path:
         on_main(lambda: save_features(path, features, origin))
         logger.info("features in %s", path)
