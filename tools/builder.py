@@ -166,15 +166,19 @@ def evaluation_loader(config: dict[str, Any], name: str, args: Namespace) -> Dat
     return _in_order(build_dataset(_with_seed(entry, args.seed)), entry, args)
 
 
+def test_split(config: dict[str, Any]) -> str:
+    """Name the data set and the split of `dataset.test`."""
+    entry = config["dataset"]["test"]
+    return f"{entry['NAME']}, {(entry.get('others') or {}).get('subset', 'test')} split"
+
+
 def selection_loader(config: dict[str, Any], args: Namespace, train: TrainingLoader) -> tuple[DataLoader, str]:
     """Build the loader over the clouds that choose a checkpoint, as `--select_on` says; returns it and their name.
 
     With `--select_on val` these are what `train`, the training loader, leaves out of its data set.
     """
     if args.select_on == "test":
-        entry = config["dataset"]["test"]
-        split = (entry.get("others") or {}).get("subset", "test")
-        return evaluation_loader(config, "test", args), f"{entry['NAME']}, {split} split"
+        return evaluation_loader(config, "test", args), test_split(config)
     entry = config["dataset"]["train"]
     whole = train.dataset.dataset
     dataset = Part(whole, hold_out(whole.labels, args.seed)[1])

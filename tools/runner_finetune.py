@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from datasets import name_of
 from datasets.transforms import AUGMENTATIONS, random_subset
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
-from tools.builder import build_network, evaluation_loader, parallel, selection_loader, training_loader
+from tools.builder import build_network, evaluation_loader, parallel, selection_loader, test_split, training_loader
 from tools.engine import evaluate
 from tools.metrics import overall_accuracy
 from tools.report import open_run
@@ -70,7 +70,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
                 evaluate=lambda: accuracy_on(chooser),
                 protocol=f"accuracy on {name}",
                 test=None if args.select_on == "test" else lambda: accuracy_on(test),
-                test_protocol=f"accuracy on {config['dataset']['test']['NAME']}, test split",
+                test_protocol=f"accuracy on {test_split(config)}",
             ).fit()
         )
 

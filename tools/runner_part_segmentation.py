@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from datasets.shapenetpart import CATEGORIES, NUM_PARTS, parts_of_categories
 from datasets.transforms import AUGMENTATIONS
-from tools.builder import build_network, evaluation_loader, parallel, selection_loader, training_loader
+from tools.builder import build_network, evaluation_loader, parallel, selection_loader, test_split, training_loader
 from tools.engine import evaluate
 from tools.figures import draw_parts
 from tools.metrics import own_argmax, segmentation_scores
@@ -128,12 +128,6 @@ def build_segmenter(config: dict[str, Any], device: torch.device) -> nn.Module:
             f"num_categories {len(CATEGORIES)}; choose another config or another mode"
         )
     return model
-
-
-def test_split(config: dict[str, Any]) -> str:
-    """Name the data set and the split of `dataset.test`."""
-    data = config["dataset"]["test"]
-    return f"{data['NAME']}, {data['others']['subset']} split"
 
 
 class OwnPartSegmenter(nn.Module):

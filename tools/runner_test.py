@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datasets.transforms import random_subset, scale_and_translate
-from tools.builder import EVALUATION_BATCH_SIZE, build_network, evaluation_loader
+from tools.builder import EVALUATION_BATCH_SIZE, build_network, evaluation_loader, test_split
 from tools.engine import evaluate
 from tools.metrics import mean_class_accuracy, overall_accuracy
 from tools.report import format_table, open_run
@@ -48,7 +48,7 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
         npoints = config["npoints"]
         logits, labels = evaluate(model, loader, device, lambda points: sample_farthest(points, npoints))
         results = {
-            "protocol": f"{config['dataset']['test']['NAME']}, test split, {npoints} points",
+            "protocol": f"{test_split(config)}, {npoints} points",
             "checkpoint": str(args.ckpts),
             "accuracy": overall_accuracy(logits, labels),
             "mean_class_accuracy": mean_class_accuracy(logits, labels),
