@@ -68,7 +68,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where to generate the files (default: the system's temporary)")
     add_flags(parser, quick="fewer clouds and epochs")
     args = parser.parse_args(argv)
-    args.clouds, args.epochs = args.clouds or CLOUDS[args.quick], args.epochs or EPOCHS[args.quick]
+    if args.clouds is None:
+        args.clouds = CLOUDS[args.quick]
+    if args.epochs is None:
+        args.epochs = EPOCHS[args.quick]
     return args
 
 
