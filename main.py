@@ -1,42 +1,31 @@
 """Pre-train, probe, fine-tune or test; `python main.py --help` has an example of each."""
 
+import importlib
 import logging
 import sys
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
+from typing import Any
 
 from easydict import EasyDict
 
-from tools import (
-    environment,
-    profiler,
-    repeat,
-    runner_few_shot,
-    runner_finetune,
-    runner_part_segmentation,
-    runner_pretrain,
-    runner_test,
-    runner_test_svm,
-)
-from tools.builder import check_config
-from tools.trainer import Stopped
 from utils.config import load_config
-from utils.distributed import processes
-from utils.logger import setup_logger
 from utils.parser import parse_args
 
 logger = logging.getLogger(__name__)
 
 RUNNERS = {  # flag → runner; without a flag: pre-training
-    "test": runner_test,
-    "test_svm": runner_test_svm,
-    "finetune_model": runner_finetune,
-    "scratch_model": runner_finetune,
-    "profile": profiler,
+    "test": "runner_test",
+    "test_svm": "runner_test_svm",
+    "finetune_model": "runner_finetune",
+    "scratch_model": "runner_finetune",
+    "profile": "runner_profile",
 }
 TASKS = {  # data set → runner of what trains on it or tests
-    "ModelNetFewShot": runner_few_shot,
-    "ShapeNetPart": runner_part_segmentation,
+    "ModelNetFewShot": "runner_few_shot",
+    "ShapeNetPart": "runner_part_segmentation",
 }
 EXIT_STOPPED = 75  # "try again later": a signal stopped the run, and --resume continues it
 
@@ -51,23 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         Exit code: 0, 1 after an error that the message explains, 75 when a signal stopped a run that can be resumed,
         130 when interrupted.
     """
-    setup_logger(None)
     args = parse_args(argv)
-    if args.env:
-        print(environment.report())
-        return 0
     try:
-        config = load_config(args.config)
-        runner = choose_runner(args, config)
-        check_config(config, args.config, runner.MODE, runner.REQUIRED)
-        with processes(args.launcher):
-            if args.seeds:
-                repeat.run(runner, config, args)
-            else:
-                runner.run(config, args)
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return EXIT_STOPPED
+        if args.env:
+            print(runner("runner_environment").report())
+            return 0
+        return run(load_config(args.config), args)
     except (ValueError, OSError) as error:
         logger.debug("traceback", exc_info=True)
         print(f"error: {describe(error)}", file=sys.stderr)
@@ -75,21 +53,51 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def run(config: EasyDict, args: Namespace) -> int:
+    """Run the mode that the command line asks for; returns the exit code."""
+    mode, run_mode = choose_runner(args, config)
+    # Not at the top: PyTorch takes seconds to import, and what is wrong with a command line is said before.
+    from tools.training.builder import check_config
+    from utils.distributed import processes
+    from utils.logger import setup_logger
+    from utils.signals import Stopped
+
+    setup_logger(None)
+    check_config(config, args.config, mode.MODE, mode.REQUIRED)
+    try:
+        with processes(args.launcher):
+            run_mode(config, args)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
     return 0
 
 
-def choose_runner(args: Namespace, config: EasyDict) -> ModuleType:
-    """Return the runner module of the mode flag; where it trains or tests, the data set may call for its own."""
-    runner = next((runner for flag, runner in RUNNERS.items() if getattr(args, flag)), runner_pretrain)
-    if runner in (runner_finetune, runner_test):
-        data = config.dataset.get("train") or config.dataset.get("test") or {}
-        runner = TASKS.get(data.get("NAME"), runner)
-    if runner is not runner_few_shot and (args.way, args.shot, args.fold) != (None, None, None):
+def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callable[[EasyDict, Namespace], Any]]:
+    """Choose the runner of the mode flag; where it trains or tests, the data set may call for its own.
+
+    Returns:
+        The module and what of it to call: its `run`, once or, with `--seeds`, once a seed.
+    """
+    name = next((name for flag, name in RUNNERS.items() if getattr(args, flag)), "runner_pretrain")
+    data = config.dataset.get("train") or config.dataset.get("test") or {}
+    task = TASKS.get(data.get("NAME"), name) if name in ("runner_finetune", "runner_test") else name
+    if task != "runner_few_shot" and (args.way, args.shot, args.fold) != (None, None, None):
         raise ValueError(
             f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "
             "choose a config of cfgs/few-shot/ with --finetune_model, --scratch_model or --test"
         )
-    return runner
+    chosen = runner(task)
+    if args.seeds:
+        return chosen, partial(importlib.import_module("tools.training.repeat").run, chosen)
+    return chosen, partial(chosen.run, run_fold=runner(name).run) if task == "runner_few_shot" else chosen.run
+
+
+def runner(name: str) -> ModuleType:
+    """Import a runner, when it is needed."""
+    return importlib.import_module(f"tools.{name}")
 
 
 def describe(error: Exception) -> str:

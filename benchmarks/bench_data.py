@@ -22,11 +22,11 @@ from benchmarks.machine import timer
 from benchmarks.record import add_flags, write_results
 from datasets.pack import pack
 from datasets.resident import ResidentLoader
-from tools.builder import training_loader
-from tools.engine import Batch
-from tools.report import format_table
+from tools.training.builder import training_loader
+from tools.training.engine import Batch
 from utils.device import choose_device
 from utils.parser import parse_args as parse_training_args
+from utils.tables import format_table
 
 PACKAGES = ("torch", "numpy")
 CONFIG = "cfgs/pre-training/i2p-mae.yaml"

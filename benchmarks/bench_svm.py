@@ -17,8 +17,8 @@ from sklearn.svm import SVC
 
 from benchmarks.machine import time_on_cpu
 from benchmarks.record import add_flags, write_results
-from tools.report import format_table
-from tools.svm import check_features, fit_linear_svms
+from tools.evaluation.svm import check_features, fit_linear_svms
+from utils.tables import format_table
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "scipy")
 CLASSES, CHANNELS = 40, 384

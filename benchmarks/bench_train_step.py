@@ -25,9 +25,9 @@ from benchmarks.record import add_flags, write_results
 from benchmarks.train_step import CLOUD_POINTS, STAGES, Floor, Size, Training
 from datasets.synthetic.catalogue import CATALOGUE
 from datasets.synthetic.layouts import write_shapenet
-from tools.precision import DTYPES
-from tools.report import format_table
+from tools.training.precision import DTYPES
 from utils.device import choose_device
+from utils.tables import format_table
 
 PACKAGES = ("torch", "open_clip_torch", "timm", "cuda-core", "numpy")
 CONFIG, QUICK_CONFIG = Path("cfgs/pre-training/i2p-mae.yaml"), Path("cfgs/demo/pre-train.yaml")

@@ -23,8 +23,8 @@ from datasets.transforms import scale_and_translate
 from models import build_model
 from models.i2p_mae import I2P_MAE, TeacherViews
 from models.projection import project
-from tools.builder import build_optimizer
-from tools.precision import DTYPES, Precision
+from tools.training.builder import build_optimizer
+from tools.training.precision import DTYPES, Precision
 from utils.config import load_config
 
 CLOUD_POINTS = 8192  # in each file, as in ShapeNet-55

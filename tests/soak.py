@@ -23,6 +23,7 @@ from torch import Tensor
 
 import main
 from datasets.synthetic import write_fewshot, write_shapenetpart
+from models import build_model
 from tests.playground import CLASSES, CONFIGS, ENCODER, TRAINING, make_playground
 from utils.checkpoint import read_checkpoint, save_checkpoint
 
@@ -83,7 +84,7 @@ def write_playground(folder: Path) -> None:
     write_fewshot(data, test=1, num_points=48, ways=[2], folds=1, classes=CLASSES)
     write_shapenetpart(data, classes=["mug", "knife"], train=6, test=1, num_points=96)
     torch.manual_seed(0)
-    encoder = main.runner_finetune.build_network(PLAYGROUND["fine-tuning/modelnet"]["model"], "loss", "a test")
+    encoder = build_model(PLAYGROUND["fine-tuning/modelnet"]["model"])
     save_checkpoint(folder / "start.pth", {"base_model": encoder.state_dict()})
 
 
@@ -92,7 +93,8 @@ def write_playground(folder: Path) -> None:
 
 def _server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["main", "tests.playground"])
+    runners = ("pretrain", "finetune", "few_shot", "part_segmentation")
+    context.set_forkserver_preload(["main", "tests.playground", *(f"tools.runner_{name}" for name in runners)])
     return context
 
 

@@ -8,7 +8,7 @@ import torch
 
 from models import build_model
 from tools.demo import SHAPES_DRAWN, probe, summarise, unseen_shapes
-from tools.figures import draw_reconstructions
+from tools.evaluation.figures import draw_reconstructions
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent

@@ -29,11 +29,14 @@ from models.classifier import Classifier
 from tests.playground import CONFIGS, REPOSITORY, changed, make_playground, results_of, run, write_config
 from tests.playground import results_of_folder as read_results
 from tests.test_pretraining_models import SMALL, i2p_mae, point_m2ae
-from tools import runner_pretrain, runner_test, trainer
-from tools.builder import TrainingLoader, parallel
-from tools.engine import evaluate, train_one_epoch
+from tools import runner_pretrain
+from tools.evaluation import classification
+from tools.evaluation.inference import evaluate
 from tools.runner_pretrain import over_all_processes
-from tools.trainer import Trainer
+from tools.training import state
+from tools.training.builder import TrainingLoader, parallel
+from tools.training.engine import train_one_epoch
+from tools.training.trainer import Trainer
 from utils.distributed import ENVIRONMENT, on_main, processes, rank, world_size
 
 CPU = torch.device("cpu")
@@ -260,9 +263,9 @@ def test_an_error_of_the_main_process_is_raised_in_all(tmp_path):
 
 
 def votes(points, labels):
-    model, loader = nn.Flatten(), runner_test.farthest_clouds(dealt_loader(points, labels), 1, CPU)
+    model, loader = nn.Flatten(), classification.farthest_clouds(dealt_loader(points, labels), 1, CPU)
     ballots = evaluate(model, loader, CPU)
-    return len(ballots[0]), ballots[1].tolist(), runner_test.vote(model, loader, 1, 0, CPU, repeats=3, votes=2)
+    return len(ballots[0]), ballots[1].tolist(), classification.vote(model, loader, 1, 0, CPU, repeats=3, votes=2)
 
 
 def test_votes_count_every_cloud_once(tmp_path):
@@ -347,7 +350,7 @@ def stopped(*command):
     update = Trainer._after_update
 
     def after_update(trainer):  # a signal reaches one process in epoch 1
-        trainer.stop.requested = rank() == 1 and trainer.epoch == 1
+        trainer.stop.requested = rank() == 1 and trainer.state.epoch == 1
         update(trainer)
 
     Trainer._after_update = after_update
@@ -368,7 +371,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(trained, here, tmp_path, c
 
 
 def resumed_slowly(*command):
-    read = trainer.read_checkpoint
+    read = state.read_checkpoint
 
     def slow(path):
         try:
@@ -377,7 +380,7 @@ def resumed_slowly(*command):
             time.sleep(0.5 * rank())  # until the main process has put the file aside
             raise
 
-    trainer.read_checkpoint = slow
+    state.read_checkpoint = slow
     return run(*command)
 
 
@@ -451,14 +454,14 @@ import os, signal, sys
 
 sys.path.insert(0, {repository!r})
 import main
-from tools.trainer import Trainer
+from tools.training.trainer import Trainer
 from utils.distributed import rank
 
 after_update = Trainer._after_update
 
 def die(trainer):
     after_update(trainer)
-    if rank() == 1 and trainer.epoch == 1:
+    if rank() == 1 and trainer.state.epoch == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 Trainer._after_update = die

@@ -8,7 +8,7 @@ import pytest
 from main import choose_runner
 from tests.playground import CONFIGS, make_playground, run, write_config
 from tests.test_distributed import forked, stderr_of
-from tools.trainer import DRY_RUN_UPDATES
+from tools.training.dry_run import UPDATES
 from utils.config import load_config
 from utils.parser import parse_args
 
@@ -30,7 +30,7 @@ def expected_of(config: str, *flags: str) -> dict:
     """What a dry run returns."""
     args = parse_args(["--config", f"cfgs/{config}.yaml", "--num_workers", "0", "--dry_run", *flags])
     resolved = load_config(args.config)
-    return choose_runner(args, resolved).run(resolved, args)
+    return choose_runner(args, resolved)[1](resolved, args)
 
 
 @pytest.mark.parametrize(("config", "mode"), MODES.items())
@@ -58,10 +58,10 @@ def test_what_it_expects_is_positive_and_finite(here, config, mode):
 
 def test_no_more_than_some_updates_are_made(here, monkeypatch):
     made = []
-    monkeypatch.setattr("tools.precision.Precision.update", lambda self, optimizer: made.append(optimizer))
+    monkeypatch.setattr("tools.training.precision.Precision.update", lambda self, optimizer: made.append(optimizer))
     write_config(here, "fine-tuning/long", {**CONFIGS["fine-tuning/modelnet"], "total_bs": 2})
     expected_of("fine-tuning/long", "--scratch_model")
-    assert len(made) == DRY_RUN_UPDATES < 9
+    assert len(made) == UPDATES < 9
 
 
 def test_of_two_processes_one_informs(here, tmp_path):

@@ -11,13 +11,15 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import main
-from tools.builder import TrainingLoader, build_optimizer, build_scheduler, check_config, training_loader
-from tools.engine import calibrate_batchnorm, evaluate, extract_features, train_one_epoch
-from tools.report import format_table, open_run
+from tools.evaluation.inference import calibrate_batchnorm, evaluate, extract_features
 from tools.runner_finetune import fps_points, sample_farthest
 from tools.runner_test import vote
-from tools.trainer import Trainer, evaluation_interval
+from tools.training.builder import TrainingLoader, build_optimizer, build_scheduler, check_config, training_loader
+from tools.training.engine import train_one_epoch
+from tools.training.run import open_run
+from tools.training.trainer import Trainer, evaluation_interval
 from utils.parser import parse_args
+from utils.tables import format_table
 
 CPU = torch.device("cpu")
 
@@ -219,9 +221,9 @@ class Recorded(Dataset):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    monkeypatch.setattr("tools.builder.DATASETS", {"Recorded": Recorded})
+    monkeypatch.setattr("tools.training.builder.DATASETS", {"Recorded": Recorded})
     monkeypatch.setattr(
-        "tools.builder.build_dataset", lambda config: Recorded(config["N"], config["others"].get("seed", 0))
+        "tools.training.builder.build_dataset", lambda config: Recorded(config["N"], config["others"].get("seed", 0))
     )
 
 
@@ -258,10 +260,10 @@ def test_processes_share_the_batches_of_one(recorded, monkeypatch):
     loader = loader_of(64)
     loader.begin(0, seed=1)
     whole = order(loader)
-    monkeypatch.setattr("tools.builder.world_size", lambda: 2)
+    monkeypatch.setattr("tools.training.builder.world_size", lambda: 2)
     shares = []
     for rank in (0, 1):
-        monkeypatch.setattr("tools.builder.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("tools.training.builder.rank", lambda rank=rank: rank)
         loader.begin(0, seed=1)
         shares.append(order(loader))
     assert [cloud for pair in zip(*shares, strict=True) for cloud in pair] == whole
@@ -386,7 +388,7 @@ class Trained:
 @pytest.fixture
 def quiet(monkeypatch):
     """The trainer closes no curves of its own: its run is closed, so nothing may be drawn."""
-    monkeypatch.setattr("tools.report.Run.draw", lambda *_: None)
+    monkeypatch.setattr("tools.training.run.Run.draw", lambda *_: None)
 
 
 def test_resumed_run_ends_as_one_that_never_stopped(here, quiet):
@@ -409,20 +411,20 @@ def test_an_epoch_runs_at_its_own_learning_rate(here, quiet):
     trainer = Trained([50.0, 50.0], config(max_epoch=1)).trainer
     trainer.fit()
     second = 1e-6 + (0.05 - 1e-6) * (1 + math.cos(math.pi / 10)) / 2  # the warm-up is over
-    assert [epoch["lr"] for epoch in trainer.history] == pytest.approx([1e-6, second])
+    assert [epoch["lr"] for epoch in trainer.state.history] == pytest.approx([1e-6, second])
 
 
 def test_the_config_clips_gradients(here, quiet):
     trainer = Trained([50.0], config(max_epoch=0, grad_norm_clip=1e-3)).trainer
     trainer.fit()
-    means = [state["exp_avg"].flatten() for state in trainer.optimizer.state.values()]
+    means = [state["exp_avg"].flatten() for state in trainer.state.optimizer.state.values()]
     assert 0 < torch.cat(means).norm() <= 1e-3
 
 
 def test_the_config_adds_batches_up(here, quiet):
     trainer = Trained([50.0], config(max_epoch=0, step_per_update=2)).trainer
     trainer.fit()
-    assert {float(state["step"]) for state in trainer.optimizer.state.values()} == {2}  # 4 batches
+    assert {float(state["step"]) for state in trainer.state.optimizer.state.values()} == {2}  # 4 batches
 
 
 def test_checkpoints_hold_the_best_and_the_last(here, quiet):

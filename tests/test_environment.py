@@ -5,7 +5,7 @@ import torch
 
 import main
 from extensions import knn_cuda
-from tools import environment
+from tools import runner_environment as environment
 
 
 def test_the_report_needs_no_config(capsys):

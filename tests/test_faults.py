@@ -19,9 +19,9 @@ from torch import nn
 from tests.soak import checkpoints, differences, fork, outcome, train, wait, write_playground
 from tests.test_engine import Trained, config
 from tests.test_resume import UPDATE, before, die
-from tools.engine import EpochState, NonFinite, train_one_epoch
-from tools.precision import Precision
-from tools.report import Run
+from tools.training.engine import EpochState, NonFinite, train_one_epoch
+from tools.training.precision import Precision
+from tools.training.run import Run
 from utils import files
 from utils.checkpoint import read_checkpoint, remove_unfinished, save_checkpoint
 from utils.files import atomic_write, locked
@@ -377,7 +377,7 @@ def test_with_a_scaled_loss_the_next_update_follows():
 
 def test_the_error_says_when_and_what_and_keeps_the_inputs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tools.report.Run.draw", lambda *_: None)
+    monkeypatch.setattr("tools.training.run.Run.draw", lambda *_: None)
     run = Trained([50.0], config())
     seen = []
     plain = run.step
@@ -400,7 +400,7 @@ def test_the_error_says_when_and_what_and_keeps_the_inputs(tmp_path, monkeypatch
 
 def test_an_epoch_of_which_every_update_is_left_out_still_ends(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tools.report.Run.draw", lambda *_: None)
+    monkeypatch.setattr("tools.training.run.Run.draw", lambda *_: None)
     run = Trained([50.0, 60.0], config(max_epoch=1), skip_nonfinite=4)
     run.scale = float("nan")
     results = run.trainer.fit()

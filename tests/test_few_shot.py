@@ -17,9 +17,9 @@ from datasets.few_shot_splits import write_folds
 from datasets.synthetic import write_fewshot, write_modelnet
 from datasets.transforms import AUGMENTATIONS
 from datasets.untrusted import load_pickle
-from tools import runner_few_shot
-from tools.builder import check_config
+from tools import runner_few_shot, runner_finetune, runner_test
 from tools.runner_few_shot import Task, choose_tasks, summarise, table_of
+from tools.training.builder import check_config
 from utils.config import load_config
 from utils.parser import parse_args
 
@@ -311,7 +311,7 @@ def run(exp_name, *flags, max_epoch=1, npoints=32, **values):
     config = load_config(args.config)
     config.update(max_epoch=max_epoch, npoints=npoints)
     check_config(config, args.config, runner_few_shot.MODE, runner_few_shot.REQUIRED)
-    return runner_few_shot.run(config, args)
+    return runner_few_shot.run(config, args, (runner_test if args.test else runner_finetune).run)
 
 
 def folder_of(exp_name):
@@ -411,7 +411,7 @@ def test_finished_folds_of_another_config_are_named(here, caplog):
 
 def test_a_dry_run_tries_one_fold(here, monkeypatch):
     tried = []
-    monkeypatch.setattr(runner_few_shot.runner_finetune, "run", lambda config, args, part: tried.append(part))
+    monkeypatch.setattr(runner_finetune, "run", lambda config, args, part: tried.append(part))
     run("dry", "--dry_run")
     assert tried == ["2way_3shot/fold0"]
 

@@ -23,19 +23,39 @@ FILES = [
 ]
 
 
-def imported_modules(file: Path, source: str) -> Iterator[tuple[int, str]]:
-    """Line and absolute name of every import in the source, those inside functions included."""
+def imported_modules(file: Path, source: str, members: bool = False) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of every import in the source, those inside functions included.
+
+    With `members`, `from package import name` counts as an import of package.name.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             package = file.parts[: -node.level] if node.level else ()
             parent = ".".join([*package, *filter(None, [node.module])])
-            yield from ((node.lineno, parent or alias.name) for alias in node.names)
+            for alias in node.names:
+                yield node.lineno, ".".join(filter(None, [parent, alias.name])) if members else parent or alias.name
 
 
 def room_of(file: Path) -> str:
     return file.with_suffix("").parts[0]
+
+
+def floor_of(module: str) -> int:
+    """Floor of a module of tools: 0 what a person starts, 1 evaluation, 2 training; each imports from below only."""
+    return {"evaluation": 1, "training": 2}.get(module.split(".")[1], 0) if "." in module else 0
+
+
+def upward(file: Path, source: str) -> list[str]:
+    """What a file of tools imports of a floor above its own, or, where a person starts it, of its neighbours."""
+    name = ".".join(file.with_suffix("").parts)
+    own = floor_of(name)
+    return [
+        f"line {line}: {name} may not import {module}"
+        for line, module in imported_modules(file, source, members=True)
+        if module.startswith("tools.") and (floor_of(module) < own or floor_of(module) == own == 0)
+    ]
 
 
 def violations(file: Path, source: str) -> list[str]:
@@ -52,6 +72,40 @@ def violations(file: Path, source: str) -> list[str]:
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_rooms_import_only_whom_they_may(file):
     assert violations(file, (ROOT / file).read_text(encoding="utf-8")) == []
+
+
+TOOLS = [file for file in FILES if room_of(file) == "tools"]
+
+
+@pytest.mark.parametrize("file", TOOLS, ids=str)
+def test_inside_tools_imports_point_down(file):
+    assert upward(file, (ROOT / file).read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("tools/runner_test.py", "from tools import runner_finetune"),
+        ("tools/runner_test.py", "from tools.runner_finetune import check_labels"),
+        ("tools/ablation.py", "import tools.demo"),
+        ("tools/evaluation/svm.py", "from tools.runner_test_svm import run"),
+        ("tools/training/run.py", "from tools.evaluation import svm"),
+        ("tools/training/run.py", "from tools.reproduce import launch"),
+    ],
+)
+def test_an_import_that_points_up_is_found(file, source):
+    assert len(upward(Path(file), source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("tools/runner_test.py", "from tools.evaluation import svm\nfrom tools.training.run import Run"),
+        ("tools/evaluation/svm.py", "from tools.training import run\nfrom tools.evaluation import probes"),
+    ],
+)
+def test_an_import_that_points_down_is_not_found(file, source):
+    assert upward(Path(file), source) == []
 
 
 def test_every_room_is_read():

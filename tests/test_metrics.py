@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from tools.metrics import mean_class_accuracy, overall_accuracy
+from tools.evaluation.metrics import mean_class_accuracy, overall_accuracy
 
 
 def logits_of(predictions, classes=4):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 from torch import Tensor
 
-from tools.metrics import own_argmax, segmentation_scores, shape_ious
+from tools.evaluation.metrics import own_argmax, segmentation_scores, shape_ious
 
 # Three categories, with the parts 0–1, 2–4 and 5.
 OWN = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)

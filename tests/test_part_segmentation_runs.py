@@ -10,7 +10,7 @@ from datasets.synthetic import write_shapenetpart
 from datasets.transforms import AUGMENTATIONS
 from tests.playground import CONFIGS, ENCODER, make_playground, refuse, results_of_folder, run, write_config
 from tools import runner_part_segmentation
-from tools.figures import draw_parts
+from tools.evaluation.figures import draw_parts
 
 CATEGORIES = ["Knife", "Mug", "Table"]  # in the order of their labels
 CONFIG = "part-segmentation/small"

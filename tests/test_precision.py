@@ -20,9 +20,9 @@ from models.part_segmenter import PartSegmenter
 from models.projection import project
 from models.transformer import BlockStack
 from tests.test_pretraining_models import i2p_mae, point_m2ae
-from tools.builder import parallel
-from tools.engine import train_one_epoch
-from tools.precision import Precision
+from tools.training.builder import parallel
+from tools.training.engine import train_one_epoch
+from tools.training.precision import Precision
 
 BF16 = Precision("bf16")
 BOTH = pytest.mark.parametrize("build", [i2p_mae, point_m2ae])

@@ -5,8 +5,8 @@ import pytest
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from tools.probes import Features, choose_k, knn_accuracy, load_features, probe, probe_table, save_features
-from tools.svm import choose_C, linear_svm_accuracy
+from tools.evaluation.probes import Features, choose_k, knn_accuracy, load_features, probe, probe_table, save_features
+from tools.evaluation.svm import choose_C, linear_svm_accuracy
 
 ORIGIN = {"checkpoint_sha256": "abc", "model": {"NAME": "I2P_MAE", "num_groups": (8, 4, 4)}, "data": {"clouds": 60}}
 

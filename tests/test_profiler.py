@@ -1,6 +1,5 @@
 """`--profile`: counts against counts by hand and against PyTorch's own counter."""
 
-import logging
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import MODELS, build_model
-from tools import profiler
-from tools.profiler import OWN_PRODUCTS, TEACHER, StageCost, build_untrained, cloud_size, profile, stage_of
+from tools import runner_profile
+from tools.evaluation.profiler import OWN_PRODUCTS, TEACHER, StageCost, build_untrained, cloud_size, profile, stage_of
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -132,18 +131,17 @@ def test_what_was_changed_for_counting_is_put_back_after_an_error(points):
 
 
 def run(path: Path) -> dict:
-    return profiler.run(load_config(path), Namespace(config=path, seed=0))
+    return runner_profile.run(load_config(path), Namespace(config=path, seed=0))
 
 
-def test_a_config_for_features_runs_no_decoder(monkeypatch, caplog):
+def test_a_config_for_features_runs_no_decoder(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    with caplog.at_level(logging.INFO):
-        results = run(Path("cfgs/demo/linear-svm.yaml"))
+    results = run(Path("cfgs/demo/linear-svm.yaml"))
     stages = {stage["name"]: stage for stage in results["stages"]}
     assert (results["points"], stages["decoder"]["macs"]) == (512, 0)
     assert stages["decoder"]["parameters"] > 0
     assert results["total"]["parameters"] == sum(stage["parameters"] for stage in results["stages"])
-    assert "512 points, encode" in caplog.text
+    assert "512 points, encode" in capsys.readouterr().out
 
 
 def test_a_profile_downloads_nothing_writes_nothing_and_repeats_itself(monkeypatch, tmp_path):

@@ -18,7 +18,8 @@ from models.classifier import Classifier
 from models.tokenizer import take
 from tests.playground import CONFIGS, FINETUNE_DATA, make_playground, results_of, run
 from tools import runner_test
-from tools.runner_test import vote
+from tools.evaluation import classification
+from tools.evaluation.classification import vote
 
 NPOINTS, FARTHEST = 64, 77  # drawn, and the farthest points from which they are drawn, of 128
 FINETUNING, PRETRAINING, SEGMENTING = "fine-tuning/modelnet", "pre-training/m2ae", "part-segmentation/small"
@@ -93,7 +94,7 @@ def test_finetuning_minimises_the_loss_of_the_model(here, monkeypatch):
 
 def test_voting_draws_from_the_farthest_points_and_augments(feed, tmp_path, monkeypatch):
     torch.save({"base_model": build_model(CONFIGS[FINETUNING]["model"]).state_dict()}, tmp_path / "classifier.pth")
-    monkeypatch.setattr(runner_test, "scale_and_translate", halve)
+    monkeypatch.setattr(classification, "scale_and_translate", halve)
     monkeypatch.setattr(runner_test, "run", partial(runner_test.run, repeats=2))
     _, (plain, *ballots) = feed(FINETUNING, "--test", "--vote", "--ckpts", tmp_path / "classifier.pth")
     assert torch.equal(plain, farthest("test", NPOINTS))

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from tools import (
-    profiler,
     reproduce,
     runner_finetune,
     runner_part_segmentation,
     runner_pretrain,
+    runner_profile,
     runner_test,
     runner_test_svm,
 )
-from tools.paper_results import DATA_SETS, PUBLISHED, ROWS, Row
+from tools.evaluation.paper_results import DATA_SETS, PUBLISHED, ROWS, Row
 from tools.reproduce import Setup, main, plan
 from utils.config import load_config
 from utils.parser import parse_args
@@ -102,7 +102,7 @@ def test_data_are_looked_for_where_the_config_reads_them(row, here):
 
 def test_figures_are_read_under_the_modes_that_the_runners_write():
     parts, tuning = runner_part_segmentation.MODE, runner_finetune.MODE
-    written = {runner_pretrain.MODE, runner_test_svm.MODE, runner_test.MODE, profiler.MODE}
+    written = {runner_pretrain.MODE, runner_test_svm.MODE, runner_test.MODE, runner_profile.MODE}
     written |= {tuning, f"few-shot {tuning}", parts, f"{parts}, {tuning}"}
     assert {way.mode for _, way in CASES} == written
 

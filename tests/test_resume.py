@@ -93,11 +93,11 @@ def pause(path):
 # ---- killed ----
 
 
-UPDATE = ("tools.trainer:Trainer", "_after_update")  # done, not saved yet
-EVALUATION = ("tools.trainer:Trainer", "_evaluate")
-SAVING = ("tools.trainer", "save_checkpoint")
+UPDATE = ("tools.training.trainer:Trainer", "_after_update")  # done, not saved yet
+EVALUATION = ("tools.training.trainer:Trainer", "_evaluate")
+SAVING = ("tools.training.state", "save_checkpoint")
 RENAME = ("os", "replace")
-RESULTS = ("tools.report:Run", "finish")
+RESULTS = ("tools.training.run:Run", "finish")
 
 
 @pytest.mark.parametrize(

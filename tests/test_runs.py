@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import main
 from datasets.synthetic import write_scanobjectnn, write_shapenet
 from tests.playground import (
     CLASSES,
@@ -25,7 +24,7 @@ from tests.playground import (
     run,
     write_config,
 )
-from tools import runner_test_svm
+from tools import runner_test, runner_test_svm
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +171,7 @@ def test_a_finished_finetuning_resumes_to_the_same_results(here, finetuned):
 
 
 def test_testing_reproduces_the_final_accuracy(here, finetuned, monkeypatch):
-    monkeypatch.setattr(main.runner_test, "run", partial(main.runner_test.run, repeats=2))
+    monkeypatch.setattr(runner_test, "run", partial(runner_test.run, repeats=2))
     flags = ("--test", "--vote", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "tested")
     assert run("fine-tuning/modelnet", *flags) == 0
     results = results_of("fine-tuning/modelnet", "tested")["test"]

@@ -17,8 +17,9 @@ from datasets.synthetic import write_fewshot, write_shapenetpart
 from tests.playground import CLASSES, CONFIGS, make_playground, results_of, results_of_folder, run, write_config
 from tests.test_engine import arguments
 from tests.test_few_shot import CONFIG as FEW_SHOT
-from tools import builder, runner_finetune
-from tools.trainer import Trainer
+from tools import runner_finetune
+from tools.training import builder
+from tools.training.trainer import Trainer
 
 FINETUNING, SEGMENTING, PRETRAINING = "fine-tuning/modelnet", "part-segmentation/small", "pre-training/m2ae"
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.svm import SVC
 
-from tools.svm import choose_C, fit_linear_svms, linear_svm_accuracy
+from tools.evaluation.svm import choose_C, fit_linear_svms, linear_svm_accuracy
 
 
 @pytest.fixture

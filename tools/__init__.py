@@ -1,1 +1,1 @@
-"""Training and evaluation: one loop, one builder, one short runner per mode of the command line."""
+"""What a person starts: a runner for each mode of main.py, and the commands `python -m tools.X`."""

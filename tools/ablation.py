@@ -18,18 +18,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from easydict import EasyDict
 
+from datasets.synthetic import write_demo
 from models import build_model
-from tools.demo import make_data, probe
-from tools.figures import save_figure
-from tools.report import EXPERIMENTS, Run, format_table, markdown_table
-from tools.reproduce import launch, shown
-from tools.runner_pretrain import MODE
-from tools.runner_test_svm import without_teacher
+from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
+from tools.evaluation.figures import save_figure
+from tools.training.launch import launch, shown
+from tools.training.modes import PRE_TRAINING
+from tools.training.run import EXPERIMENTS, Run
 from utils.checkpoint import load_weights
 from utils.config import load_config, save_config
 from utils.files import atomic_write
 from utils.logger import setup_logger
 from utils.seed import seed_everything
+from utils.tables import format_table, markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def measure_all(
     logger.info(
         "%d of %d runs to do: about %.0f minutes on two idle cores", to_do, total, to_do * expected_seconds / 60
     )
-    make_data(DATA)
+    write_demo(DATA)
     table: dict[Setting | str, list[Figures]] = {UNTRAINED: [measure_untrained(config, seed, folder) for seed in seeds]}
     began, done = time.perf_counter(), 0
     for setting in SETTINGS:
@@ -150,14 +151,14 @@ def measure(config: EasyDict, setting: Setting, seed: int, folder: Path) -> Figu
         return found
     if not (run / "results.json").exists():
         command = ["--config", str(source), "--exp_name", run.name, "--seed", str(seed), "--num_workers", "0"]
-        command += ["--resume"] if Run(run, MODE, {}).resumable else []
+        command += ["--resume"] if Run(run, PRE_TRAINING, {}).resumable else []
         print(f"\n$ {shown(command)}", flush=True)
         if code := launch(command):
             raise SystemExit(code)
     model = build_model(without_teacher(config.model))
     load_weights(model, run / "ckpt-last.pth", strict=True)
-    history = json.loads((run / "results.json").read_text())[MODE]["history"]
-    return keep(file, Figures(probe(model, config), history[-1]["visible_saliency"]))
+    history = json.loads((run / "results.json").read_text())[PRE_TRAINING]["history"]
+    return keep(file, Figures(calibrated_svm_accuracy(model, config), history[-1]["visible_saliency"]))
 
 
 def measure_untrained(config: EasyDict, seed: int, folder: Path) -> Figures:
@@ -168,7 +169,7 @@ def measure_untrained(config: EasyDict, seed: int, folder: Path) -> Figures:
     file.parent.mkdir(parents=True, exist_ok=True)
     save_config(config, file.with_name("config.yaml"))
     seed_everything(seed)
-    return keep(file, Figures(probe(build_model(without_teacher(config.model)), config), None))
+    return keep(file, Figures(calibrated_svm_accuracy(build_model(without_teacher(config.model)), config), None))
 
 
 def figures_file(folder: Path, name: str, seed: int) -> Path:

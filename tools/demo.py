@@ -7,7 +7,6 @@ untrained: the demo shows that the pipeline works and that pre-training helps, n
 import argparse
 import json
 import logging
-import subprocess
 import sys
 import time
 from datetime import datetime
@@ -17,31 +16,25 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datasets import build_dataset
-from datasets.synthetic import write_scanobjectnn, write_shapenet
+from datasets.synthetic import write_demo
 from models import build_model
-from models.masked_autoencoder import MaskedAutoencoder
-from tools.builder import EVALUATION_BATCH_SIZE
-from tools.engine import calibrate_batchnorm
-from tools.figures import draw_reconstructions
-from tools.report import EXPERIMENTS, format_table
-from tools.runner_test_svm import svm_features, without_teacher
-from tools.svm import choose_C, linear_svm_accuracy, standardise
+from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
+from tools.evaluation.figures import draw_reconstructions
+from tools.training.launch import launch, shown
+from tools.training.run import EXPERIMENTS
 from utils.checkpoint import load_weights
 from utils.config import load_config
-from utils.device import choose_device
 from utils.files import atomic_write
 from utils.logger import setup_logger
 from utils.seed import seed_everything
+from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
 CONFIGS = Path("cfgs/demo")
 DATA = Path("data/synthetic")
-SHAPES = {"shapenet": 80, "train": 20, "test": 40}  # per class
-POINTS = 1024
 SHAPES_DRAWN = 4
 NOTE = (
     "This is a small I2P-MAE whose small 2D teacher is UNTRAINED. It shows that the pipeline works, not the gain of "
@@ -57,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logger(None)
     began = time.perf_counter()
     logger.info(NOTE)
-    make_data(DATA)
+    write_demo(DATA)
     name = f"{datetime.now():%Y%m%d-%H%M%S}"
     runs = [run_seed(f"{name}-seed{seed}", seed) for seed in args.seeds]
     table = format_table(summarise(runs), ["accuracy on the scan variant, test split, %", *_columns(args.seeds)])
@@ -74,27 +67,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def make_data(folder: Path) -> None:
-    """Generate the unlabelled shapes (ShapeNet's layout) and the labelled scans (ScanObjectNN's layout)."""
-    began = time.perf_counter()
-    write_shapenet(folder, train=SHAPES["shapenet"], test=1, num_points=POINTS)
-    write_scanobjectnn(folder, train=SHAPES["train"], test=SHAPES["test"], num_points=POINTS)
-    logger.info("generated shapes in %s: %.0f s", folder, time.perf_counter() - began)
-
-
 def run_seed(name: str, seed: int) -> dict[str, Any]:
     """Run every step with one seed; returns the accuracies in percent, and where the files are."""
     common = ["--exp_name", name, "--seed", str(seed), "--num_workers", "0"]
-    pretrained = launch("pre-train", *common)
+    pretrained = run_step("pre-train", *common)
     checkpoint = str(pretrained / "ckpt-last.pth")
-    launch("linear-svm", "--test_svm", "scan", "--ckpts", checkpoint, *common)
-    tuned = launch("fine-tune", "--finetune_model", "--ckpts", checkpoint, "--val_freq", "5", *common)
+    run_step("linear-svm", "--test_svm", "scan", "--ckpts", checkpoint, *common)
+    tuned = run_step("fine-tune", "--finetune_model", "--ckpts", checkpoint, "--val_freq", "5", *common)
     common[1] += "-scratch"
-    scratch = launch("fine-tune", "--scratch_model", "--val_freq", "5", *common)
+    scratch = run_step("fine-tune", "--scratch_model", "--val_freq", "5", *common)
 
     config = load_config(CONFIGS / "pre-train.yaml")
     seed_everything(seed)
-    untrained = probe(build_model(without_teacher(config["model"])), config)
+    untrained = calibrated_svm_accuracy(build_model(without_teacher(config["model"])), config)
     model = build_model(config["model"])
     load_weights(model, checkpoint, strict=True)
     picture = pretrained / "reconstructions.png"
@@ -102,7 +87,7 @@ def run_seed(name: str, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "svm_untrained": untrained,
-        "svm_pretrained": probe(model, config),
+        "svm_pretrained": calibrated_svm_accuracy(model, config),
         "scratch": _final_accuracy(scratch, "training from scratch"),
         "finetuned": _final_accuracy(tuned, "fine-tuning"),
         "picture": str(picture),
@@ -110,33 +95,15 @@ def run_seed(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def launch(config: str, *flags: str) -> Path:
+def run_step(config: str, *flags: str) -> Path:
     """Run one command of main.py, show it, and return its run folder."""
-    command = ["main.py", "--config", str(CONFIGS / f"{config}.yaml"), *flags]
-    print(f"\n$ python {' '.join(command)}", flush=True)
+    command = ["--config", str(CONFIGS / f"{config}.yaml"), *flags]
+    print(f"\n$ {shown(command)}", flush=True)
     began = time.perf_counter()
-    if code := subprocess.run([sys.executable, *command], check=False).returncode:
+    if code := launch(command):
         raise SystemExit(code)
     logger.info("that took %.0f s", time.perf_counter() - began)
     return EXPERIMENTS / "demo" / config / flags[flags.index("--exp_name") + 1]
-
-
-def probe(model: MaskedAutoencoder, config: dict[str, Any]) -> float:
-    """Accuracy of a linear SVM on frozen features, the same way for trained and untrained encoders.
-
-    BatchNorm statistics are calibrated and features standardised on the labelled training clouds, and C is chosen by
-    cross-validation on them.
-    """
-    device = choose_device()
-    model = model.to(device)
-    train, test = (
-        DataLoader(build_dataset(config["dataset"][key]), EVALUATION_BATCH_SIZE) for key in ("svm_train", "svm_test")
-    )
-    calibrate_batchnorm(model, model.encode, train, device)
-    train_x, train_y, test_x, test_y = svm_features(model, (train, test), device)
-    train_x, test_x = standardise(train_x, test_x)
-    C, _ = choose_C(train_x, train_y)
-    return linear_svm_accuracy(train_x, train_y, test_x, test_y, C)
 
 
 def unseen_shapes(config: dict[str, Any]) -> Tensor:

@@ -6,7 +6,6 @@ and writes the table under experiments/reproduce/. With --plan it only says what
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.synthetic.publish import MARKER
-from tools import profiler
-from tools.paper_results import DATA_SETS, PUBLISHED, ROWS, Row, Way, look_up
-from tools.report import EXPERIMENTS, format_table, markdown_table
+from tools.evaluation import profiler
+from tools.evaluation.paper_results import DATA_SETS, PUBLISHED, ROWS, Row, Way, look_up
+from tools.training.launch import launch, shown
+from tools.training.modes import PROFILE
+from tools.training.run import EXPERIMENTS
 from utils.config import load_config, save_config
 from utils.files import atomic_write
 from utils.logger import setup_logger
 from utils.parser import parse_args
+from utils.tables import format_table, markdown_table
 
 DATA, CHECKPOINTS = Path("data"), Path("ckpts")  # the first: where the shipped configs look
 FOLDER = EXPERIMENTS / "reproduce"
@@ -147,7 +149,7 @@ def missing(all_lacks: list[list[Lack]]) -> tuple[str, tuple[Lack, ...]]:
 
 def command_of(way: Way, config: Path, weights: Path) -> list[str]:
     """Return the arguments of main.py, with this config and these weights."""
-    named = [] if way.mode == profiler.MODE else ["--exp_name", RUN_NAME]
+    named = [] if way.mode == PROFILE else ["--exp_name", RUN_NAME]
     return ["--config", str(config), *way.flags, *named, *(["--ckpts", str(weights)] if way.weights else [])]
 
 
@@ -205,8 +207,8 @@ def measure(row: Row, setup: Setup, done: dict[str, dict[str, Any] | int]) -> Ou
 def run(row: Row, way: Way, arguments: list[str], setup: Setup) -> dict[str, Any] | int:
     """Run a command of main.py and return its results, or its exit code if it fails."""
     print(f"\n$ {shown(arguments)}", flush=True)
-    if way.mode == profiler.MODE:
-        return profiler.run(load_config(row.config), parse_args(arguments))
+    if way.mode == PROFILE:
+        return profiler.count(load_config(row.config), row.config, parse_args(arguments).seed)
     if setup.data != DATA:
         setup.config(row).parent.mkdir(parents=True, exist_ok=True)
         save_config(_with_data(load_config(row.config), setup.data), setup.config(row))
@@ -215,16 +217,6 @@ def run(row: Row, way: Way, arguments: list[str], setup: Setup) -> dict[str, Any
     results = own_results(row, way)
     assert results is not None, f"{row.config} left no results of {way.mode}"
     return results
-
-
-def launch(command: list[str]) -> int:
-    """Run main.py in a process of its own; returns its exit code."""
-    return subprocess.run([sys.executable, "main.py", *command], check=False).returncode
-
-
-def shown(command: Sequence[str]) -> str:
-    """Return a command as one types it."""
-    return " ".join(["python main.py", *command])
 
 
 def figure(results: dict[str, Any], way: Way) -> Any:

@@ -4,6 +4,7 @@ import itertools
 import logging
 import re
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,16 +12,17 @@ import numpy as np
 from easydict import EasyDict
 
 from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, require_fold
-from tools import runner_finetune, runner_test
-from tools.report import Run, format_table, markdown_table, open_run, read_results
+from tools.training.modes import TO_TRAIN, training_mode
+from tools.training.run import Run, open_run, read_results
 from utils.config import load_config
 from utils.distributed import restarted
 from utils.logger import setup_logger
+from utils.tables import format_table, markdown_table
 
 logger = logging.getLogger(__name__)
 
 MODE = "few-shot classification"
-REQUIRED = runner_finetune.REQUIRED
+REQUIRED = (*TO_TRAIN, "npoints", "dataset.test")
 NOTE = (
     "Percent; mean ± standard deviation over the folds (numpy.std, divided by their number). Published figures are "
     "those of the best epochs, chosen on the test clouds."
@@ -40,7 +42,7 @@ class Task(NamedTuple):
         return f"{self.way}way_{self.shot}shot/fold{self.fold}"
 
 
-def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
+def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Train a classifier on each fold asked for; sum up all finished folds of the run's folder.
 
     With `--resume`, folds that are finished are not run again and one that was interrupted continues. Folds run by
@@ -49,9 +51,10 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     Args:
         config: resolved config of cfgs/few-shot/.
         args: command line; `way`, `shot` and `fold` choose, of what is not given the published ones are all run.
+        run_fold: (config, args, part) → results of one fold; `run` of the runner that trains or, with `--test`, tests.
 
     Returns:
-        The summary, see `summarise`; with `--test` what `runner_test.run` returns.
+        The summary, see `summarise`; with `--test` what `run_fold` returns.
 
     Raises:
         ValueError: if the folder holds a run of a fold already, or one would have no weights to start from.
@@ -61,10 +64,10 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     if args.test:
         if len(tasks) > 1:
             raise ValueError("a checkpoint belongs to one fold: say which with --way, --shot and --fold")
-        return runner_test.run(of_task(config, tasks[0]), args)
+        return run_fold(of_task(config, tasks[0]), args)
     if args.dry_run:  # one fold stands for all
-        return runner_finetune.run(of_task(config, tasks[0]), args, part=tasks[0].part)
-    mode = runner_finetune.training_mode(args)
+        return run_fold(of_task(config, tasks[0]), args, part=tasks[0].part)
+    mode = training_mode(args)
     with open_run(config, args, f"few-shot {mode}", training=False) as run:
         begun = [task for task in tasks if Run(run.folder / task.part, mode, {}).resumable]
         left = [task for task in tasks if not is_finished(run.folder / task.part, mode, of_task(config, task))]
@@ -77,7 +80,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             results = report(run, mode, config["max_epoch"])
         for task in left:
             task_args = Namespace(**{**vars(args), "resume": task in begun})
-            runner_finetune.run(of_task(config, task), task_args, part=task.part)
+            run_fold(of_task(config, task), task_args, part=task.part)
             setup_logger(run.log)  # instead of the fold's
             results = report(run, mode, config["max_epoch"])
         return results

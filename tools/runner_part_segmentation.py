@@ -2,36 +2,35 @@
 
 import logging
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from datasets.shapenetpart import CATEGORIES, NUM_PARTS, parts_of_categories
+from datasets.shapenetpart import CATEGORIES, NUM_PARTS
 from datasets.transforms import AUGMENTATIONS
-from tools.builder import build_network, evaluation_loader, parallel, selection_loader, test_split, training_loader
-from tools.engine import evaluate
-from tools.figures import draw_parts
-from tools.metrics import own_argmax, segmentation_scores
-from tools.report import format_table, open_run
-from tools.trainer import Trainer
+from tools.evaluation.segmentation import measure, score_table
+from tools.training.builder import (
+    build_network,
+    evaluation_loader,
+    parallel,
+    selection_loader,
+    test_split,
+    training_loader,
+)
+from tools.training.modes import PART_SEGMENTATION, TO_TRAIN
+from tools.training.run import open_run
+from tools.training.trainer import Trainer
 from utils.checkpoint import load_weights
 from utils.device import choose_device
-from utils.distributed import is_main
 from utils.seed import seed_everything
 
 logger = logging.getLogger(__name__)
 
-MODE = "part segmentation"
+MODE = PART_SEGMENTATION
 REPEATABLE = True  # --seeds
-REQUIRED = (
-    *("optimizer", "scheduler", "model", "total_bs", "max_epoch"),
-    *("dataset.train", "dataset.test"),
-)
-PICTURE, SHAPES_DRAWN = "parts.png", 6
+REQUIRED = (*TO_TRAIN, "dataset.test")
+PICTURE = "parts.png"
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
@@ -128,56 +127,3 @@ def build_segmenter(config: dict[str, Any], device: torch.device) -> nn.Module:
             f"num_categories {len(CATEGORIES)}; choose another config or another mode"
         )
     return model
-
-
-class OwnPartSegmenter(nn.Module):
-    """A segmenter that gives each point the most probable of the parts that its category has.
-
-    Args:
-        model: the segmenter.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("own", parts_of_categories(), persistent=False)
-
-    def forward(self, points: Tensor, categories: Tensor) -> Tensor:
-        """Give (B, N, 3) points of (B,) categories their parts, (B, N) int64."""
-        return own_argmax(self.model(points, categories), self.own[categories])
-
-
-def measure(
-    model: nn.Module, loader: DataLoader, device: torch.device, picture: Path | None = None
-) -> dict[str, float | dict[str, float]]:
-    """Measure a segmenter.
-
-    Args:
-        model: on `device`.
-        loader: over all shapes of a split, in their order.
-        device: where to compute.
-        picture: write a PNG of some shapes, one of a category, to this file.
-
-    Returns:
-        What `segmentation_scores` returns, the categories by their names.
-    """
-    predicted, true = evaluate(OwnPartSegmenter(model).to(device), loader, device, inputs=2)
-    categories = torch.from_numpy(loader.dataset.labels)
-    scores = segmentation_scores(predicted, true, categories, parts_of_categories())
-    if picture and is_main():
-        _, first = np.unique(loader.dataset.labels, return_index=True)
-        shown = first[:SHAPES_DRAWN]
-        points = torch.stack([loader.dataset[index][0] for index in shown])
-        names = [CATEGORIES[category] for category in categories[shown]]
-        draw_parts(points, true[shown], predicted[shown], names, picture)
-    of_categories = zip(CATEGORIES, scores["category_mIoU"], strict=True)
-    return {**scores, "category_mIoU": {name: miou for name, miou in of_categories if miou is not None}}
-
-
-def score_table(title: str, columns: dict[str, dict[str, Any]]) -> str:
-    """Lay out what `measure` returned, a column for each segmenter."""
-    rows = [["instance mIoU", "instance_mIoU"], ["class mIoU", "class_mIoU"], ["point accuracy", "point_accuracy"]]
-    cells = [[name, *(scores[key] for scores in columns.values())] for name, key in rows]
-    for name in next(iter(columns.values()))["category_mIoU"]:
-        cells.append([f"mIoU of {name}", *(scores["category_mIoU"][name] for scores in columns.values())])
-    return format_table(cells, [title, *columns])

@@ -7,21 +7,19 @@ import torch
 from torch import Tensor
 
 from datasets.transforms import AUGMENTATIONS
-from tools.builder import build_network, parallel, training_loader
-from tools.report import open_run
-from tools.runner_test_svm import svm_features, svm_loaders
-from tools.svm import linear_svm_accuracy
-from tools.trainer import Trainer
+from tools.evaluation.features import svm_features, svm_loaders
+from tools.evaluation.svm import linear_svm_accuracy
+from tools.training.builder import build_network, parallel, training_loader
+from tools.training.modes import PRE_TRAINING, TO_TRAIN
+from tools.training.run import open_run
+from tools.training.trainer import Trainer
 from utils.device import choose_device
 from utils.distributed import mean, on_main, world_size
 from utils.seed import seed_everything
 
-MODE = "pre-training"
+MODE = PRE_TRAINING
 REPEATABLE = True  # --seeds
-REQUIRED = (
-    *("optimizer", "scheduler", "model", "total_bs", "max_epoch", "svm.C"),
-    *("dataset.train", "dataset.svm_train", "dataset.svm_test"),
-)
+REQUIRED = (*TO_TRAIN, "svm.C", "dataset.svm_train", "dataset.svm_test")
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:

@@ -5,25 +5,21 @@ from argparse import Namespace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from datasets.transforms import random_subset, scale_and_translate
-from tools.builder import EVALUATION_BATCH_SIZE, build_network, evaluation_loader, test_split
-from tools.engine import evaluate
-from tools.metrics import mean_class_accuracy, overall_accuracy
-from tools.report import format_table, open_run
-from tools.runner_finetune import check_labels, fps_points, sample_farthest
+from tools.evaluation.classification import check_labels, farthest_clouds, sample_farthest, vote
+from tools.evaluation.inference import evaluate
+from tools.evaluation.metrics import mean_class_accuracy, overall_accuracy
+from tools.training.builder import build_network, evaluation_loader, test_split
+from tools.training.modes import TEST
+from tools.training.run import open_run
 from utils.checkpoint import load_weights
 from utils.device import choose_device
-from utils.distributed import rank, world_size
-from utils.logger import progress
 from utils.seed import seed_everything
+from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
-MODE = "test"
+MODE = TEST
 REQUIRED = ("model", "npoints", "dataset.test")
 
 
@@ -69,52 +65,3 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
             ]
         logger.info("%s\n%s", MODE, format_table(rows, [run.tested(results["protocol"]), "%"]))
         return run.finish(results)
-
-
-def farthest_clouds(loader: DataLoader, npoints: int, device: torch.device) -> DataLoader:
-    """Sample the clouds once, to the farthest points of which each vote draws `npoints`; a loader over the result.
-
-    Of several processes each has its share of the clouds, as in `evaluation_loader`.
-    """
-
-    def prepare(points: Tensor) -> Tensor:
-        return sample_farthest(points, min(fps_points(npoints), points.shape[1]))
-
-    clouds, labels = evaluate(nn.Identity(), loader, device, prepare, "farthest points")
-    share = range(rank(), len(clouds), world_size())
-    return DataLoader(TensorDataset(clouds, labels), EVALUATION_BATCH_SIZE, sampler=share)
-
-
-def vote(
-    model: nn.Module,
-    loader: DataLoader,
-    npoints: int,
-    seed: int,
-    device: torch.device,
-    repeats: int = 49,
-    votes: int = 10,
-) -> list[float]:
-    """Average the logits of several random versions of each cloud; do so several times.
-
-    Args:
-        model: classifier.
-        loader: yields (points (B, N, 3), labels), in a fixed order.
-        npoints: points drawn for one vote; the draw is then scaled and shifted at random.
-        seed: of all draws; several processes add their rank.
-        device: where the model is.
-        repeats: accuracies to return.
-        votes: versions per accuracy.
-
-    Returns:
-        Overall accuracies in percent, one per repeat.
-    """
-    generator = torch.Generator(device).manual_seed(seed + rank())
-
-    def prepare(points: Tensor) -> Tensor:
-        return scale_and_translate(random_subset(points, npoints, generator), generator)
-
-    def accuracy() -> float:
-        ballots = [evaluate(model, loader, device, prepare, None) for _ in range(votes)]
-        return overall_accuracy(torch.stack([logits for logits, _ in ballots]).mean(dim=0), ballots[0][1])
-
-    return [accuracy() for _ in progress(range(repeats), "votes")]

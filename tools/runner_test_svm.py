@@ -4,23 +4,22 @@ import logging
 from argparse import Namespace
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
-from tools.builder import build_network, evaluation_loader
-from tools.engine import extract_features
-from tools.probes import Features, load_features, probe, probe_table, save_features
-from tools.report import Run, format_table, open_run
+from tools.evaluation.features import svm_features, svm_loaders, without_teacher
+from tools.evaluation.probes import Features, load_features, probe, probe_table, save_features
+from tools.training.builder import build_network
+from tools.training.modes import LINEAR_SVM
+from tools.training.run import Run, open_run
 from utils.checkpoint import load_weights
 from utils.device import choose_device
 from utils.distributed import on_main
 from utils.seed import seed_everything
+from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
-MODE = "linear SVM"
+MODE = LINEAR_SVM
 REQUIRED = ("model", "dataset.svm_train", "dataset.svm_test", "svm.C")
 DATASET_OF_FLAG = {"modelnet40": "ModelNet40_SVM", "scan": "ScanObjectNN"}
 
@@ -33,7 +32,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         args: command line; with `save_features` the features are kept, or taken from the file if it is there.
 
     Returns:
-        The protocol, the checkpoint and what `tools.probes.probe` returned.
+        The protocol, the checkpoint and what `tools.evaluation.probes.probe` returned.
 
     Raises:
         ValueError: if the flag names another data set than the config, the checkpoint does not fit, or kept features
@@ -77,33 +76,6 @@ def _features(config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader
         on_main(lambda: save_features(path, features, origin))
         logger.info("features in %s", path)
     return features
-
-
-def svm_loaders(config: dict[str, Any], args: Namespace) -> tuple[DataLoader, DataLoader]:
-    """Build the loaders of the clouds that the SVM is fitted to and of those it is tested on."""
-    return evaluation_loader(config, "svm_train", args), evaluation_loader(config, "svm_test", args)
-
-
-def svm_features(
-    model: nn.Module, loaders: tuple[DataLoader, DataLoader], device: torch.device
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Encode both splits.
-
-    Returns:
-        Training features (n, C), training labels (n,), test features (m, C), test labels (m,).
-    """
-    train, test = loaders
-    return (
-        *extract_features(model.encode, train, device, "training features"),
-        *extract_features(model.encode, test, device, "test features"),
-    )
-
-
-def without_teacher(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Copy a model section so that no teacher is built: features need none."""
-    if "clip_config" not in model_config:
-        return model_config
-    return {**model_config, "clip_config": {**model_config["clip_config"], "visual_encoder": None}}
 
 
 def _check_flag(config: dict[str, Any], args: Namespace) -> None:

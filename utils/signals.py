@@ -8,6 +8,10 @@ from typing import Any
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+class Stopped(Exception):
+    """A signal stopped the run; it is saved and can be resumed."""
+
+
 class StopRequest:
     """For the time of a `with` block, SIGTERM and SIGINT set a flag; a second SIGINT interrupts at once.
 

@@ -6,6 +6,7 @@ no number measured on them says anything about the real data sets.
 
 from .catalogue import CATALOGUE, FIRST_PART, SCAN_CLASSES
 from .layouts import (
+    write_demo,
     write_fewshot,
     write_modelnet,
     write_modelnet_svm,
@@ -24,6 +25,7 @@ __all__ = [
     "Cloud",
     "sample_scan",
     "sample_shape",
+    "write_demo",
     "write_fewshot",
     "write_modelnet",
     "write_modelnet_svm",

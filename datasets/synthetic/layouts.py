@@ -20,6 +20,13 @@ from .sampling import Cloud, check_classes, sample_scan, sample_shape
 # Part of every marker: raise it when the same request gives other files.
 VERSION = 1
 SHAPES_PER_H5 = 2048
+DEMO_POINTS = 1024
+
+
+def write_demo(root: Path | str) -> None:
+    """Write what the demo learns from: unlabelled shapes (ShapeNet's layout) and labelled scans (ScanObjectNN's)."""
+    write_shapenet(root, train=80, test=1, num_points=DEMO_POINTS)
+    write_scanobjectnn(root, train=20, test=40, num_points=DEMO_POINTS)
 
 
 def write_shapenet(

@@ -5,7 +5,7 @@ import json
 import logging
 import platform
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from importlib.metadata import version
@@ -23,6 +23,7 @@ from utils.device import choose_device, device_name
 from utils.distributed import is_main, on_main, restarted, world_size
 from utils.files import atomic_write, locked
 from utils.logger import setup_logger
+from utils.tables import markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -206,33 +207,3 @@ def _values(results: dict[str, Any]) -> str:
     plain = {name: value for name, value in results.items() if not isinstance(value, dict | list)}
     rows = [[name, f"{value:.2f}" if isinstance(value, float) else str(value)] for name, value in plain.items()]
     return markdown_table([*rows, *([name, str(value)] for name, value in results["about"].items())], ["", ""])
-
-
-def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """Lay out rows as a Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows))
-
-
-def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
-    """Lay out rows as text in columns; floats get two decimals, numbers stand to the right.
-
-    Args:
-        rows: one sequence per row, as long as `headers`.
-        headers: one per column.
-
-    Returns:
-        The table, one line per row under the headers and a rule, without a final newline.
-    """
-    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
-    numeric = [all(isinstance(cell, (int, float)) for cell in column) for column in zip(*rows, strict=True)]
-    numeric = numeric or [False] * len(headers)
-
-    def line(texts: Sequence[str]) -> str:
-        aligned = (
-            text.rjust(width) if right else text.ljust(width)
-            for text, width, right in zip(texts, widths, numeric, strict=True)
-        )
-        return "  ".join(aligned).rstrip()
-
-    return "\n".join([line(headers), "  ".join("-" * width for width in widths), *map(line, cells)])

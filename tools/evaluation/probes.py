@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from datasets.untrusted import check_labels
-from tools.svm import best_candidate, check_features, choose_C, linear_svm_accuracy, stratified_folds
+from tools.evaluation.svm import best_candidate, check_features, choose_C, linear_svm_accuracy, stratified_folds
 from utils.files import atomic_write
 
 NEIGHBORS = (1, 3, 5, 10, 20, 50)

@@ -9,8 +9,8 @@ import torch
 
 from extensions import chamfer_dist, emd, knn_cuda
 from extensions.pointnet2_ops import pointnet2_utils
-from tools.report import format_table
 from utils.device import choose_device, device_name
+from utils.tables import format_table
 
 PACKAGES = (
     *("torch", "torchvision", "cuda-core", "timm", "open_clip_torch", "safetensors", "easydict", "pyyaml", "numpy"),

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tools.report import Run, format_table, open_run, read_results
+from tools.training.run import Run, open_run, read_results
 from utils.distributed import restarted
 from utils.logger import setup_logger
+from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 

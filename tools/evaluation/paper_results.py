@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, fold_name
-from tools import profiler
+from tools.training.modes import PROFILE
 
 PUBLISHED = json.loads(Path(__file__).with_name("paper_results.json").read_text())
 REMEASURED = PUBLISHED["released_weights_remeasured_by_torch-pointcloud_0.0.18_single_pass"]
@@ -162,8 +162,8 @@ class Method(NamedTuple):
 
 def costs(method: Method) -> Iterator[Row]:
     """Parameters, multiply-adds, and hours of pre-training."""
-    parameters = Way(("--profile",), profiler.MODE, ("total", "parameters"), unit=1e6)
-    macs = Way(("--profile",), profiler.MODE, ("total", "macs"), unit=1e9)
+    parameters = Way(("--profile",), PROFILE, ("total", "parameters"), unit=1e6)
+    macs = Way(("--profile",), PROFILE, ("total", "macs"), unit=1e9)
     hours = Way((), "pre-training", ("seconds",), trains=True, makes=method.pretrained, unit=3600.0)
     yield method.row("params_M", "parameters, M", f"fine-tuning/{method.prefix}scan_pb", [], parameters)
     yield method.row("gflops", "multiply-adds, G", f"fine-tuning/{method.cost_config}", [], macs)

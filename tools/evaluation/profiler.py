@@ -1,9 +1,8 @@
-"""`--profile`: parameters and multiply-adds of a model, stage by stage, for one cloud."""
+"""Parameters and multiply-adds of a model, stage by stage, for one cloud."""
 
 import logging
 import re
 import warnings
-from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +20,10 @@ from models.masked_autoencoder import MaskedAutoencoder
 from models.masking import draw_mask
 from models.part_segmenter import PartSegmenter
 from models.tokenizer import TokenEmbed
-from tools.report import format_table
+from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
-MODE = "profile"
-REQUIRED = ("model",)
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
@@ -68,24 +65,25 @@ class StageCost:
     products: int
 
 
-def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
-    """Count the cost of one cloud through the model of a config; writes nothing but the log.
+def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
+    """Count the cost of one cloud through the model of a config.
 
     A pre-training model runs forward once under a drawn mask; if the config only takes features from it, `encode` runs.
 
     Args:
         config: any resolved config with a model.
-        args: command line; `config` and `seed` are read.
+        source: the file it came from, for messages.
+        seed: of the cloud and the mask.
 
     Returns:
-        The number of points, `stages` and their `total` without the teacher.
+        The number of points, what ran, `stages` and their `total` without the teacher.
 
     Raises:
         ValueError: if the config does not say how many points a cloud has.
     """
-    num_points = cloud_size(config, str(args.config))
+    num_points = cloud_size(config, source)
     model = build_untrained(config["model"])
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(seed)
     points = F.normalize(torch.randn(1, num_points, 3, generator=generator), dim=-1)  # clouds are surfaces: a sphere
     if not isinstance(model, MaskedAutoencoder):
         inputs = (points, torch.zeros(1, dtype=torch.long)) if isinstance(model, PartSegmenter) else (points,)
@@ -96,8 +94,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     else:
         stages, what = profile(model, points, forward=model.encode), "encode"
     total = sum_up([stage for stage in stages if stage.name != TEACHER])
-    logger.info("%s\n%s\n%s", args.config, table(stages, total, f"{num_points} points, {what}"), NOTE)
-    return {"points": num_points, "stages": [asdict(stage) for stage in stages], "total": asdict(total)}
+    return {"points": num_points, "pass": what, "stages": [asdict(stage) for stage in stages], "total": asdict(total)}
 
 
 def cloud_size(config: dict[str, Any], source: str) -> int:
@@ -248,11 +245,13 @@ def sum_up(stages: list[StageCost]) -> StageCost:
     return StageCost("total", *(sum(getattr(stage, column) for stage in stages) for column in columns))
 
 
-def table(stages: list[StageCost], total: StageCost, title: str) -> str:
-    """Lay out the stages, in millions of multiply-adds; the teacher stands below the total."""
+def table(counted: dict[str, Any]) -> str:
+    """Lay out what `count` returned, in millions of multiply-adds; the teacher stands below the total."""
+    stages = [StageCost(**stage) for stage in counted["stages"]]
     student, teacher = ([stage for stage in stages if (stage.name == TEACHER) == last] for last in (False, True))
     rows = [
         [stage.name, stage.parameters, stage.macs / 1e6, stage.run_macs / 1e6, stage.products / 1e6]
-        for stage in [*student, total, *teacher]
+        for stage in [*student, StageCost(**counted["total"]), *teacher]
     ]
+    title = f"{counted['points']} points, {counted['pass']}"
     return format_table(rows, [title, "parameters", "M MACs", "run here, M", "products, M"])

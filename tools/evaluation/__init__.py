@@ -1,0 +1,1 @@
+"""What is measured, and how: probes, metrics, votes, features, published figures."""

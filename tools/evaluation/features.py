@@ -1,0 +1,61 @@
+"""Features of a frozen encoder, the clouds that they are taken of, and the probe that is fair to an untrained one."""
+
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from datasets import build_dataset
+from models.masked_autoencoder import MaskedAutoencoder
+from tools.evaluation.inference import calibrate_batchnorm, extract_features
+from tools.evaluation.svm import choose_C, linear_svm_accuracy, standardise
+from tools.training.builder import EVALUATION_BATCH_SIZE, evaluation_loader
+from utils.device import choose_device
+
+
+def svm_loaders(config: dict[str, Any], args: Namespace) -> tuple[DataLoader, DataLoader]:
+    """Build the loaders of the clouds that the SVM is fitted to and of those it is tested on."""
+    return evaluation_loader(config, "svm_train", args), evaluation_loader(config, "svm_test", args)
+
+
+def svm_features(
+    model: nn.Module, loaders: tuple[DataLoader, DataLoader], device: torch.device
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Encode both splits.
+
+    Returns:
+        Training features (n, C), training labels (n,), test features (m, C), test labels (m,).
+    """
+    train, test = loaders
+    return (
+        *extract_features(model.encode, train, device, "training features"),
+        *extract_features(model.encode, test, device, "test features"),
+    )
+
+
+def without_teacher(model_config: dict[str, Any]) -> dict[str, Any]:
+    """Copy a model section so that no teacher is built: features need none."""
+    if "clip_config" not in model_config:
+        return model_config
+    return {**model_config, "clip_config": {**model_config["clip_config"], "visual_encoder": None}}
+
+
+def calibrated_svm_accuracy(model: MaskedAutoencoder, config: dict[str, Any]) -> float:
+    """Accuracy of a linear SVM on frozen features, the same way for trained and untrained encoders.
+
+    BatchNorm statistics are calibrated and features standardised on the labelled training clouds, and C is chosen by
+    cross-validation on them.
+    """
+    device = choose_device()
+    model = model.to(device)
+    train, test = (
+        DataLoader(build_dataset(config["dataset"][key]), EVALUATION_BATCH_SIZE) for key in ("svm_train", "svm_test")
+    )
+    calibrate_batchnorm(model, model.encode, train, device)
+    train_x, train_y, test_x, test_y = svm_features(model, (train, test), device)
+    train_x, test_x = standardise(train_x, test_x)
+    C, _ = choose_C(train_x, train_y)
+    return linear_svm_accuracy(train_x, train_y, test_x, test_y, C)

@@ -1,0 +1,18 @@
+"""Names of the modes of main.py, under which results.json keeps what each one found."""
+
+from argparse import Namespace
+
+PRE_TRAINING = "pre-training"
+FINE_TUNING = "fine-tuning"
+FROM_SCRATCH = "training from scratch"
+PART_SEGMENTATION = "part segmentation"
+LINEAR_SVM = "linear SVM"
+TEST = "test"
+PROFILE = "profile"
+
+TO_TRAIN = ("optimizer", "scheduler", "model", "total_bs", "max_epoch", "dataset.train")  # what a config must have
+
+
+def training_mode(args: Namespace) -> str:
+    """Name of what a training command line does: fine-tuning, or training from scratch."""
+    return FINE_TUNING if args.finetune_model else FROM_SCRATCH

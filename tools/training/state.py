@@ -1,0 +1,149 @@
+"""Where a training run stands: everything that a checkpoint keeps, how it is saved and how it is restored."""
+
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tools.training.builder import build_optimizer, build_scheduler
+from tools.training.engine import EpochState
+from tools.training.precision import Precision
+from tools.training.run import Run
+from utils.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from utils.config import save_config
+from utils.distributed import gather, on_main, rank, world_size
+from utils.seed import rng_state, set_rng_state
+
+logger = logging.getLogger(__name__)
+
+RESUMED = ("optimizer", "scheduler", "epoch", "progress", "metrics", "best_metrics", "history", "rng", "config")
+
+
+class TrainingState:
+    """A model in training, and all that decides how it goes on.
+
+    Args:
+        model: on its device already, not wrapped.
+        config: resolved config; `optimizer` and `scheduler` are read, all of it is saved.
+        args: command line; `amp` is read.
+
+    Attributes:
+        optimizer, scheduler, precision: of the training.
+        augmentation: generator of the augmentation's draws.
+        epoch: the first that is not complete.
+        progress: how far that epoch is.
+        metrics: {accuracy, epoch} of the latest evaluation.
+        best_metrics: of the best.
+        history: what was measured, per epoch.
+    """
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], args: Namespace) -> None:
+        self.model, self.config = model, config
+        self.device = next(model.parameters()).device
+        self.precision = Precision(args.amp, self.device)
+        self.optimizer = build_optimizer(model, config["optimizer"])
+        self.scheduler = build_scheduler(self.optimizer, config["scheduler"])
+        self.augmentation = torch.Generator(self.device)
+        self.epoch = 0
+        self.progress = EpochState()
+        self.metrics: dict[str, Any] = {}
+        self.best_metrics: dict[str, Any] = {}
+        self.history: list[dict[str, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values that say exactly where the run stands; every process must ask."""
+        return {
+            "base_model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.precision.state_dict(),
+            "epoch": self.epoch - 1,  # the last complete one
+            "progress": self.progress.state_dict(),
+            "metrics": self.metrics,
+            "best_metrics": self.best_metrics,
+            "history": self.history,
+            "rng": gather({**rng_state(), "augmentation": self.augmentation.get_state()}),
+            "config": _plain(self.config),
+            "chosen_by": "nothing, the latest of its run",
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` gave; the weights are loaded apart."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.load_state_dict(state.get("scaler", {}))
+        self.metrics, self.best_metrics, self.history = state["metrics"], state["best_metrics"], state["history"]
+        self.epoch = state["epoch"] + 1
+        self.progress.load_state_dict(state["progress"], self.device)
+        if len(state["rng"]) == world_size():
+            set_rng_state(state["rng"][rank()])
+            self.augmentation.set_state(state["rng"][rank()]["augmentation"].cpu())
+        else:
+            logger.warning(
+                "the run had %d processes and now has %d: it continues, but not as it would have",
+                *(len(state["rng"]), world_size()),
+            )
+
+
+def save(state: TrainingState, run: Run, chosen_by: str = "") -> None:
+    """Save ckpt-last; every process takes part, the main one writes.
+
+    Args:
+        state: where the run stands.
+        run: the open run folder.
+        chosen_by: what makes these weights the best so far, which are then saved as ckpt-best too; "" if they are not.
+    """
+    content = state.state_dict()
+
+    def write() -> None:
+        if chosen_by:
+            save_checkpoint(run.best_checkpoint, content | {"chosen_by": chosen_by})
+        save_checkpoint(run.last_checkpoint, content, previous=run.previous_checkpoint)
+
+    on_main(write)
+
+
+def resume(state: TrainingState, run: Run) -> None:
+    """Continue from the run's latest checkpoint that is whole.
+
+    Raises:
+        ValueError: if it cannot be resumed or does not fit the model.
+    """
+    path, content = _last_good_checkpoint(run)
+    if missing := [key for key in RESUMED if key not in content]:
+        raise ValueError(
+            f"{path} cannot be resumed: it has no {', '.join(missing)}; "
+            "start from its weights with --start_ckpts and another --exp_name"
+        )
+    now, then = _plain(state.config), content["config"]
+    if changed := sorted(key for key in {**then, **now} if then.get(key) != now.get(key)):
+        logger.warning("since the run began these parts of the config changed: %s", ", ".join(changed))
+    logger.info("%s", load_weights(state.model, path, strict=True))
+    state.load_state_dict(content)
+    on_main(lambda: save_config(state.config, run.config_file))  # not before: the checkpoint has to fit
+    logger.info("resuming at epoch %d, batch %d", state.epoch, state.progress.batches)
+
+
+def _last_good_checkpoint(run: Run) -> tuple[Path, dict[str, Any]]:
+    """Read ckpt-last, or the one before it if ckpt-last is damaged or was never completed."""
+    last, previous = run.last_checkpoint, run.previous_checkpoint
+    try:
+        return last, read_checkpoint(last)
+    except (ValueError, FileNotFoundError) as error:
+        if not previous.exists():
+            raise
+        logger.warning("%s; falling back to %s", error, previous)
+        content = read_checkpoint(previous)
+    damaged = last.with_suffix(".damaged.pth")  # out of the way, or the next save would push the good one out
+    on_main(lambda: last.replace(damaged) if last.exists() else None)
+    return previous, content
+
+
+def _plain(value: Any) -> Any:
+    """Turn nested EasyDicts into dicts: a checkpoint holds plain types only."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,216 @@
+"""The epochs of a training run: schedule, evaluation, best result, stopping. What is trained is handed in."""
+
+import logging
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
+
+from datasets.resident import ResidentLoader
+from tools.training.builder import TrainingLoader, unwrapped
+from tools.training.dry_run import measure_dry
+from tools.training.engine import Batch, EpochState, NonFinite, train_one_epoch
+from tools.training.run import Run
+from tools.training.state import TrainingState, resume, save
+from utils.checkpoint import load_weights, save_checkpoint
+from utils.distributed import any_process, rank
+from utils.seed import mixed_seed
+from utils.signals import Stopped, StopRequest
+from utils.tables import format_table
+
+logger = logging.getLogger(__name__)
+
+ORDER_STREAM, AUGMENTATION_STREAM = 0, 1  # keep the draws of one epoch independent of each other
+
+
+class Trainer:
+    """Trains a model for the epochs 0 … `max_epoch` of its config.
+
+    Args:
+        config: resolved config; `optimizer`, `scheduler`, `max_epoch`, `grad_norm_clip`, `step_per_update` and
+            `svm.every` are read.
+        args: command line; `resume`, `start_ckpts`, `seed`, `val_freq`, `amp`, `dry_run`, `save_every_steps` and
+            `skip_nonfinite` are read.
+        run: the open run folder.
+        model: on its device already, as `parallel` returned it.
+        loader: shuffled training batches.
+        step: (points, targets …, generator=…) on the model's device → 0-d tensors with "loss". The generator is seeded
+            by (seed, epoch), for augmentation.
+        evaluate: () → accuracy in percent; chooses the best checkpoint.
+        protocol: what `evaluate` measures and on which split; stands beside every accuracy.
+        test: () → accuracy in percent on the test split, where `evaluate` measures on another; taken at the end of the
+            best and of the final weights.
+        test_protocol: what `test` measures.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any],
+        args: Namespace,
+        run: Run,
+        model: nn.Module,
+        loader: TrainingLoader | ResidentLoader,
+        step: Callable[..., dict[str, Tensor]],
+        evaluate: Callable[[], float],
+        protocol: str,
+        test: Callable[[], float] | None = None,
+        test_protocol: str = "",
+    ) -> None:
+        self.config, self.args, self.run = config, args, run
+        self.network, self.loader, self.step = model, loader, step
+        self.evaluate, self.protocol, self.test, self.test_protocol = evaluate, protocol, test, test_protocol
+        self.state = TrainingState(unwrapped(model), config, args)
+        self.updates = 0  # since the last checkpoint
+        self.stop = StopRequest()
+
+    def fit(self) -> dict[str, Any]:
+        """Train, evaluate and save epoch by epoch.
+
+        Returns:
+            The protocol, accuracy and epoch of the best and of the final evaluation, and the seconds it took; of a dry
+            run, what it expects.
+
+        Raises:
+            Stopped: if a signal asks for it, after the update is done and saved.
+            ValueError: if a loss or gradient stops being finite, or a checkpoint does not fit.
+        """
+        began = time.perf_counter()
+        max_epoch, state = self.config["max_epoch"], self.state
+        interval = evaluation_interval(self.config, self.args)
+        if self.args.dry_run:
+            return measure_dry(self, interval)
+        if self.args.resume:
+            resume(state, self.run)
+        elif self.args.start_ckpts:
+            logger.info("%s", load_weights(state.model, self.args.start_ckpts, strict=True))
+        with self.stop:
+            for epoch in range(state.epoch, max_epoch + 1):
+                self._train(epoch)
+                improved = False
+                if epoch % interval == 0 or epoch == max_epoch:
+                    improved = self._evaluate(epoch)
+                state.epoch, state.progress = epoch + 1, EpochState()
+                self._save(improved)
+                if epoch < max_epoch and any_process(self.stop.requested, state.device):
+                    raise Stopped(f"stopped after epoch {epoch}; continue with --resume")
+        return self._results(time.perf_counter() - began)
+
+    def train_batches(self, epoch: int, after_update: Callable[[], None], most: int | None = None) -> dict[str, float]:
+        """Train on what is left of an epoch, or on `most` batches of it; returns the averages."""
+        state = self.state
+        state.scheduler.step(epoch)
+        if not state.progress.batches:
+            state.augmentation.manual_seed(mixed_seed(self.args.seed, epoch, AUGMENTATION_STREAM, rank()))
+        self.loader.begin(epoch, mixed_seed(self.args.seed, epoch, ORDER_STREAM), state.progress.batches)
+
+        def step(batch: Batch) -> dict[str, Tensor]:
+            tensors = (tensor.to(state.device, non_blocking=True) for tensor in batch)
+            return self.step(*tensors, generator=state.augmentation)
+
+        try:
+            return train_one_epoch(
+                self.network,
+                self.loader if most is None else islice(self.loader, most),
+                step,
+                state.optimizer,
+                precision=state.precision,
+                grad_norm_clip=self.config["grad_norm_clip"],
+                step_per_update=self.config["step_per_update"],
+                skip_nonfinite=self.args.skip_nonfinite,
+                state=state.progress,
+                after_update=after_update,
+                description=f"epoch {epoch}",
+            )
+        except NonFinite as error:
+            path = self.run.folder / f"nonfinite-epoch{epoch}-batch{state.progress.batches}-rank{rank()}.pth"
+            save_checkpoint(path, {"epoch": epoch, "stage": error.stage, "batches": [list(b) for b in error.batches]})
+            raise ValueError(
+                f"{error} in epoch {epoch}, after {state.progress.batches} batches; what went in is in {path}; lower "
+                "optimizer.kwargs.lr, set grad_norm_clip, or allow some with --skip_nonfinite, and --resume"
+            ) from error
+
+    def _train(self, epoch: int) -> None:
+        began = time.perf_counter()
+        values, progress = self.train_batches(epoch, self._after_update), self.state.progress
+        seconds = time.perf_counter() - began
+        waited = 100 * progress.waited / seconds
+        values["lr"] = self.state.optimizer.param_groups[0]["lr"]
+        self.state.history.append({"epoch": epoch, **values})
+        self.run.draw({f"train/{name}": value for name, value in values.items()}, epoch)
+        texts = [f"{name} {value:.5g}" for name, value in values.items()]
+        if progress.skipped:
+            texts.append(f"{progress.skipped} updates left out")
+        logger.info(
+            "epoch %d/%d | %s | %.1f s, %.0f %% of it waiting for data",
+            *(epoch, self.config["max_epoch"], " | ".join(texts), seconds, waited),
+        )
+
+    def _after_update(self) -> None:
+        self.updates += 1
+        stop = any_process(self.stop.requested, self.state.device)
+        if stop or self.updates == self.args.save_every_steps:
+            self._save(improved=False)
+        if stop:
+            epoch, batch = self.state.epoch, self.state.progress.batches
+            raise Stopped(f"stopped in epoch {epoch} after batch {batch}; continue with --resume")
+
+    def _evaluate(self, epoch: int) -> bool:
+        """Return whether this is the best accuracy so far."""
+        began, state = time.perf_counter(), self.state
+        accuracy = self.evaluate()
+        state.metrics = {"accuracy": accuracy, "epoch": epoch}
+        improved = not state.best_metrics or accuracy > state.best_metrics["accuracy"]
+        if improved:
+            state.best_metrics = state.metrics
+        state.history[-1]["accuracy"] = accuracy
+        self.run.draw({"evaluation/accuracy": accuracy}, epoch)
+        logger.info(
+            "epoch %d/%d | %s: %.2f %% | best %.2f %% at epoch %d | %.1f s",
+            *(epoch, self.config["max_epoch"], self.protocol, accuracy),
+            *(state.best_metrics["accuracy"], state.best_metrics["epoch"], time.perf_counter() - began),
+        )
+        return improved
+
+    def _save(self, improved: bool) -> None:
+        save(self.state, self.run, self.protocol if improved else "")
+        self.updates = 0
+
+    def _results(self, seconds: float) -> dict[str, Any]:
+        best, final = self.state.best_metrics, self.state.metrics
+        results = {
+            "protocol": self.protocol,
+            "best_accuracy": best["accuracy"],
+            "best_epoch": best["epoch"],
+            "best_chosen_on": "the same split",
+            "final_accuracy": final["accuracy"],
+            "final_epoch": final["epoch"],
+            "seconds": seconds,
+            "history": self.state.history,
+        }
+        if self.test is not None:
+            results |= self._test(self.test)
+        rows = [
+            [f"best (epoch {best['epoch']}, chosen on {results['best_chosen_on']})", results["best_accuracy"]],
+            [f"final (epoch {final['epoch']})", results["final_accuracy"]],
+        ]
+        logger.info("%s\n%s", self.run.mode, format_table(rows, [results["protocol"], "%"]))
+        return results
+
+    def _test(self, test: Callable[[], float]) -> dict[str, Any]:
+        """Measure the final and the best weights on the test split, which has chosen neither."""
+        final = test()
+        load_weights(self.state.model, self.run.best_checkpoint, strict=True)
+        return {
+            "protocol": self.test_protocol,
+            "best_chosen_on": f"{self.protocol}, {self.state.best_metrics['accuracy']:.2f} %",
+            "best_accuracy": test(),
+            "final_accuracy": final,
+        }
+
+
+def evaluation_interval(config: dict[str, Any], args: Namespace) -> int:
+    """Epochs from one evaluation to the next: `--val_freq` if it is more than 1, else `svm.every`."""
+    return args.val_freq if args.val_freq > 1 else config["svm"]["every"]
