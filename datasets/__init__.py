@@ -1,8 +1,6 @@
 """Data sets in their published layouts: NAME in a config → class."""
 
-import difflib
 import hashlib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +14,7 @@ from datasets.scanobjectnn import ScanObjectNN
 from datasets.shapenet55 import ShapeNet
 from datasets.shapenetpart import ShapeNetPart
 from datasets.untrusted import check_count
-from utils.config import check_keys
+from utils.settings import check_name, check_settings
 
 DATASETS: dict[str, type[Dataset]] = {
     "ShapeNet": ShapeNet,
@@ -41,28 +39,20 @@ def check_dataset_config(config: Mapping[str, Any], where: str) -> None:
     Raises:
         ValueError: for an unknown NAME, an unknown key (with the nearest valid one) or a missing key.
     """
-    name = config.get("NAME")
-    if not isinstance(name, str) or name not in DATASETS:
-        near = difflib.get_close_matches(str(name), DATASETS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown data set {where}.NAME: {name!r}; {hint}valid: {', '.join(DATASETS)}")
+    check_name(config.get("NAME"), DATASETS, f"{where}.NAME")
     others = config.get("others") or {}
     if not isinstance(others, Mapping):
         raise ValueError(f"{where}.others is {others!r}; expected keys and values")
-
-    parameters = inspect.signature(DATASETS[name]).parameters
-    places = {key: f"others.{key}" if key in OTHERS else key.upper() for key in parameters}
-    check_keys(config, ["NAME", *(key.upper() for key in parameters if key not in OTHERS), "others"], where)
-    check_keys(others, [*(key for key in parameters if key in OTHERS), "bs"], f"{where}.others")
     if "bs" in others:
         check_count(others["bs"], f"{where}.others.bs")
-    missing = [
-        place
-        for key, place in places.items()
-        if parameters[key].default is inspect.Parameter.empty and key not in others and key.upper() not in config
-    ]
-    if missing:
-        raise ValueError(f"{where} ({name}) lacks {', '.join(missing)}")
+    given = {key: value for key, value in config.items() if key not in ("NAME", "others")}
+    given |= {f"others.{key}": value for key, value in others.items() if key != "bs"}
+    check_settings(DATASETS[config["NAME"]], given, where, key_of=_key_of)
+
+
+def _key_of(argument: str) -> str:
+    """Where an entry of a config gives a constructor's argument."""
+    return f"others.{argument}" if argument in OTHERS else argument.upper()
 
 
 def build_dataset(config: Mapping[str, Any]) -> Dataset:

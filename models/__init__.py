@@ -10,8 +10,8 @@ from models.classifier import Classifier
 from models.i2p_mae import I2P_MAE
 from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
-from models.settings import check_name, check_settings
 from models.teacher import build_teacher
+from utils.settings import check_name, check_settings
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "I2P_MAE": I2P_MAE,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoder import HierarchicalEncoder, check_encoder
+from models.loading import CLASSIFIER_HEAD, loading_rules
 from models.tokenizer import group_levels
 
 
@@ -25,6 +26,8 @@ class Classifier(nn.Module):
     Raises:
         ValueError: if the sizes do not fit each other.
     """
+
+    loading = loading_rules(new=CLASSIFIER_HEAD)
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from extensions.chamfer_dist import chamfer
 from models.encoder import EncodedLevel, HierarchicalEncoder, check_encoder
+from models.loading import loading_rules
 from models.masking import draw_mask
 from models.propagation import TokenPropagation
 from models.tokenizer import Group, PointwiseConv, group_levels
@@ -30,6 +31,8 @@ class MaskedAutoencoder(nn.Module):
     Raises:
         ValueError: if the sizes do not fit each other.
     """
+
+    loading = loading_rules()
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.encoder import HierarchicalEncoder, check_encoder
+from models.loading import SEGMENTER_HEAD, loading_rules
 from models.propagation import interpolate_features
 from models.tokenizer import group_levels
 
@@ -28,6 +29,8 @@ class PartSegmenter(nn.Module):
     Raises:
         ValueError: if the sizes do not fit each other.
     """
+
+    loading = loading_rules(new=SEGMENTER_HEAD)
 
     def __init__(
         self,

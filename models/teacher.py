@@ -1,15 +1,12 @@
 """Frozen 2D teachers: images in, patch features and a saliency map out."""
 
-import codecs
-import functools
 import re
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -17,7 +14,8 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from models.settings import check_settings
+from utils.checkpoint import admit_numpy_numbers
+from utils.settings import check_settings
 
 # CLIP's name of an image tower → open_clip's name of the same tower with QuickGELU, which CLIP was trained with.
 CLIP_TOWERS = {
@@ -293,7 +291,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     is_zip = zipfile.is_zipfile(path)
     if is_zip and _is_torchscript(path):
         return torch.jit.load(str(path), map_location="cpu").state_dict()
-    torch.serialization.add_safe_globals(_numpy_scalar_globals())
+    admit_numpy_numbers()
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     state = checkpoint.get("base_model") or checkpoint.get("state_dict") or checkpoint
     return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
@@ -302,21 +300,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _is_torchscript(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-@functools.cache
-def _numpy_scalar_globals() -> list[Any]:
-    """What a pickled NumPy number is made of: released checkpoints keep their metrics as such.
-
-    The function that rebuilds one is listed under the names that NumPy 1 and 2 give it.
-    """
-    rebuild = np.float64(0).__reduce__()[0]
-    rebuilders = []
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        alias: Any = functools.partial(rebuild)
-        alias.__module__, alias.__name__, alias.__qualname__ = module, "scalar", "scalar"
-        rebuilders.append(alias)
-    return [*rebuilders, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")), codecs.encode]
 
 
 def _check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:

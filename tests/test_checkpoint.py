@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from utils.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from models.loading import CLASSIFIER_HEAD, SEGMENTER_HEAD, loading_rules
+from utils.checkpoint import LoadingRules, load_weights, read_checkpoint, save_checkpoint
 from utils.files import atomic_write
 
 
@@ -28,6 +29,8 @@ class Encoder(nn.Module):
 class Pretrain(nn.Module):
     """A pre-training model with the official names; `heads` as in I2P-MAE or in Point-M2AE."""
 
+    loading = loading_rules()
+
     def __init__(self, width: int = 4, heads: tuple[str, ...] = ("rec_head_3d", "rec_head_2d")) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.randn(1, width))
@@ -41,6 +44,8 @@ class Pretrain(nn.Module):
 
 
 class Classifier(nn.Module):
+    loading = loading_rules(new=CLASSIFIER_HEAD)
+
     def __init__(self, classes: int = 5, width: int = 4) -> None:
         super().__init__()
         self.h_encoder = Encoder(width, norms=False)
@@ -51,6 +56,8 @@ class Classifier(nn.Module):
 
 
 class Segmenter(nn.Module):
+    loading = loading_rules(new=SEGMENTER_HEAD)
+
     def __init__(self, parts: int = 6, width: int = 4) -> None:
         super().__init__()
         self.h_encoder = Encoder(width, norms=True)
@@ -59,6 +66,12 @@ class Segmenter(nn.Module):
         self.convs1, self.convs2 = nn.Conv1d(width, width, 1), nn.Conv1d(width, width, 1)
         self.convs3, self.convs4 = nn.Conv1d(width, width, 1), nn.Conv1d(width, parts, 1)
         self.bns1, self.bns2, self.bns3 = nn.BatchNorm1d(width), nn.BatchNorm1d(width), nn.BatchNorm1d(width)
+
+
+class Foreign(nn.Linear):
+    """Has none of the official names."""
+
+    loading = loading_rules()
 
 
 def filled(model: nn.Module, value: float) -> nn.Module:
@@ -166,6 +179,29 @@ def test_dtype_of_the_model_stays(tmp_path: Path) -> None:
     assert model.norm.weight.dtype == torch.float32
 
 
+class Renamed(nn.Linear):
+    """Released files have its tensors below another name, with a decoder beside them."""
+
+    loading = LoadingRules(leftover={"decoder.": "decoder"}, renamed={"MAE_encoder.": ""})
+
+
+def test_names_translate_as_the_model_says(tmp_path: Path) -> None:
+    state = {f"module.MAE_encoder.{key}": value for key, value in filled(nn.Linear(2, 2), 7).state_dict().items()}
+    model = Renamed(2, 2)
+    report = load_weights(model, save(tmp_path / "a.pth", state | {"module.decoder.x": torch.zeros(1)}))
+    assert report.loaded == ("weight", "bias")
+    assert report.ignored == ("decoder.x",)
+    assert (model.weight == 7).all()
+
+
+def test_a_model_that_says_nothing_takes_its_own_tensors_and_no_others(tmp_path: Path) -> None:
+    state = filled(nn.Linear(2, 2), 7).state_dict()
+    model = nn.Linear(2, 2)
+    load_weights(model, save(tmp_path / "a.pth", state))
+    assert (model.weight == 7).all()
+    assert "1 unexpected: mask_token" in refusal(model, save(tmp_path / "b.pth", state | {"mask_token": torch.ones(1)}))
+
+
 # files that do not fit
 
 
@@ -229,7 +265,7 @@ def test_strict_refuses_another_number_of_classes(tmp_path: Path) -> None:
     ],
 )
 def test_kind_of_a_foreign_file_is_recognised(tmp_path: Path, model: nn.Module, kind: str) -> None:
-    assert f"seems to hold {kind}" in refusal(nn.Linear(2, 2), save(tmp_path / "a.pth", model))
+    assert f"seems to hold {kind}" in refusal(Foreign(2, 2), save(tmp_path / "a.pth", model))
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"base_model": {}}, {"base_model": {"a": "b"}}])

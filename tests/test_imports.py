@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "main": {"tools", "utils"},
     "tools": {"datasets", "models", "extensions", "utils"},
-    "models": {"extensions"},
+    "models": {"extensions", "utils"},
     "datasets": {"extensions", "utils"},
     "extensions": set(),
     "utils": set(),
@@ -124,7 +124,7 @@ def test_every_room_is_read():
     ],
 )
 def test_a_forbidden_import_is_found(source):
-    assert len(violations(Path("models/encoder.py"), source)) == 1
+    assert len(violations(Path("extensions/streams.py"), source)) == 1
 
 
 @pytest.mark.parametrize(

@@ -245,5 +245,5 @@ def test_impossible_values_are_refused_with_their_key(folder, others, message):
 
 
 def test_missing_keys_are_named():
-    with pytest.raises(ValueError, match=r"\(ShapeNetPart\) lacks ROOT, others\.subset, others\.npoints"):
+    with pytest.raises(ValueError, match=r"dataset\.train lacks ROOT, others\.subset, others\.npoints"):
         check_dataset_config({"NAME": "ShapeNetPart"}, "dataset.train")

@@ -353,7 +353,7 @@ def test_feat_dim_must_be_the_towers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"witdh": 16}, r"visual_encoder\.witdh: unknown name 'witdh'; did you mean 'width'"),
+        ({"witdh": 16}, r"unknown key 'model\.clip_config\.visual_encoder\.witdh'; did you mean 'width'"),
         ({"layers": 0}, r"visual_encoder\.layers is 0: give a positive integer"),
         ({"heads": 2.0}, r"visual_encoder\.heads is 2\.0; expected int"),
         ({"patch_size": 5}, r"image_size is 32, which is no multiple of patch_size, 5"),
@@ -366,5 +366,5 @@ def test_wrong_sizes_are_refused(change, message):
 
 
 def test_missing_sizes_are_named():
-    with pytest.raises(ValueError, match=r"visual_encoder\.layers is missing; valid keys: .*heads"):
+    with pytest.raises(ValueError, match=r"visual_encoder lacks layers, heads; valid: embed_dim"):
         build_teacher({key: SIZES[key] for key in ("embed_dim", "image_size", "patch_size", "width")}, 12, "untrained")

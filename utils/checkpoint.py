@@ -8,8 +8,8 @@ import re
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,31 @@ from torch import Tensor, nn
 from .files import atomic_write
 
 _CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
-_CLASSIFIER_HEAD = ("cls_head_finetune.", "norm.")
-_SEGMENTER_HEAD = (
-    "label_conv.",
-    "propagations.",
-    *(f"convs{i}." for i in (1, 2, 3, 4)),
-    *(f"bns{i}." for i in (1, 2, 3)),
-)
-_NEW_HEADS = _CLASSIFIER_HEAD + _SEGMENTER_HEAD
-_TEACHER = {"clip_model.": "teacher"}
-_LEFTOVERS = {
-    **_TEACHER,
-    **dict.fromkeys(("mask_token", "h_decoder.", "decoder_pos_embeds.", "token_prop.", "decoder_norm."), "decoder"),
-    "rec_head": "reconstruction heads",
-    "h_encoder.encoder_norms.": "encoder norms",
-    **dict.fromkeys(_NEW_HEADS, "heads"),
-}
 _KEYS_SHOWN = 3
 _CHOSEN_BY_UNKNOWN = "unknown, the file does not say"  # of released ones: accuracy on the test split
 _STALE_SECONDS = 3600  # what took so long to write is not being written any more
 _DOS_FOLDER = 0x10  # attribute of a zip record; torch.load takes such a one for empty and hands out memory as it is
+
+
+@dataclass(frozen=True)
+class LoadingRules:
+    """What a model says of the checkpoints that fill it, as its attribute `loading`; prefixes are of tensors' names.
+
+    Attributes:
+        new: prefixes of the model's tensors that a file may lack or have in another shape: a new head.
+        leftover: prefix → what it is, for tensors of a file that the model may leave aside.
+        teacher: the same for those that it leaves aside even where file and model must agree.
+        renamed: prefix in the file → prefix in the model.
+        start_from: what else may fill a model with a new head, in words.
+        kind: state dict → what it belongs to, in words, for the message of a refusal.
+    """
+
+    new: tuple[str, ...] = ()
+    leftover: Mapping[str, str] = field(default_factory=dict)
+    teacher: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    start_from: str = ""
+    kind: Callable[[Mapping[str, Tensor]], str] = lambda state: "a model of other tensors"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class LoadReport:
         mismatched: in both, of different shapes.
         ignored: in the file, of no use for the model and known to be harmless (decoder, heads, teacher).
         chosen_by: the figure that chose these weights among those of their run, and the split it was measured on.
+        rules: of the model.
     """
 
     path: Path
@@ -63,6 +69,7 @@ class LoadReport:
     mismatched: tuple[str, ...]
     ignored: tuple[str, ...]
     chosen_by: str
+    rules: LoadingRules
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing) + len(self.mismatched)
@@ -72,7 +79,7 @@ class LoadReport:
         if self.mismatched:
             text += f"; of another shape, kept as initialised: {_count(_first_part(key) for key in self.mismatched)}"
         if self.ignored:
-            text += f"; not needed from the file: {_count(_leftover_group(key) for key in self.ignored)}"
+            text += f"; not needed from the file: {_count(_group(key, self.rules.leftover) for key in self.ignored)}"
         return f"{text}; chosen by: {self.chosen_by}"
 
 
@@ -80,11 +87,12 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
     """Fill a model from a checkpoint, ours or a released one; `module.` in front of names is dropped.
 
     Args:
-        model: the model to fill; its device and dtype stay.
+        model: the model to fill; its device and dtype stay. Its attribute `loading` are the rules, see `LoadingRules`;
+            a model without has a file with exactly its tensors.
         path: the checkpoint.
         strict: every tensor of the model must be in the file, and the file may hold nothing more than a teacher.
-            Otherwise a head that is new to the model may be missing or of another shape and then keeps its
-            initialisation, and a decoder, heads, encoder norms and a teacher may be left over.
+            Otherwise a new head may be missing or of another shape and then keeps its initialisation, and what the
+            rules name may be left over.
 
     Returns:
         What was loaded and what was not.
@@ -93,11 +101,11 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not a checkpoint or does not fit; the model is then unchanged.
     """
-    path = Path(path)
+    path, rules = Path(path), getattr(model, "loading", LoadingRules())
     content = read_checkpoint(path)
-    found = _model_tensors(content, path)
+    found = {_renamed(key, rules.renamed): value for key, value in _model_tensors(content, path).items()}
     wanted = model.state_dict()
-    harmless = _TEACHER if strict else _LEFTOVERS
+    harmless = rules.teacher if strict else rules.leftover
     extra = [key for key in found if key not in wanted]
     ignored = [key for key in extra if key.startswith(tuple(harmless))]
     shared = [key for key in wanted if key in found]
@@ -109,8 +117,9 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
         mismatched=tuple(key for key in shared if found[key].shape != wanted[key].shape),
         ignored=tuple(ignored),
         chosen_by=str(content.get("chosen_by", _CHOSEN_BY_UNKNOWN)),
+        rules=rules,
     )
-    replaceable = () if strict else _NEW_HEADS
+    replaceable = () if strict else rules.new
     lacking = [key for key in report.missing + report.mismatched if not key.startswith(replaceable)]
     if lacking or report.unexpected or not report.loaded:
         raise ValueError(_misfit(report, found, wanted, replaceable))
@@ -143,7 +152,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{path} is a web page that a browser saved, not a checkpoint; download the file itself")
-    torch.serialization.add_safe_globals(_numpy_number_globals())
+    admit_numpy_numbers()
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -152,6 +161,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a checkpoint: it holds a {type(content).__name__}, not a dictionary")
     return content
+
+
+def admit_numpy_numbers() -> None:
+    """Let `torch.load(weights_only=True)` read NumPy numbers, which released files have among their metrics."""
+    torch.serialization.add_safe_globals(_numpy_number_globals())
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any], previous: Path | None = None) -> None:
@@ -245,28 +259,12 @@ def _misfit(
             lines.append(f"{len(keys)} {what}: {_some(keys)}")
     if report.mismatched:
         lines.append(f"{len(report.mismatched)} of another shape: {_some(shapes)}")
-    wish = _kind(wanted)
-    if any(key.startswith(replaceable) for key in wanted) and replaceable:
-        wish += " or a pre-training model with the same encoder"
-    lines.append(f"the file seems to hold {_kind(found)}")
+    wish = report.rules.kind(wanted)
+    if replaceable:
+        wish += f" or {report.rules.start_from}"
+    lines.append(f"the file seems to hold {report.rules.kind(found)}")
     lines.append(f"give a checkpoint of {wish}, or the config with which this file was made")
     return "; ".join(lines)
-
-
-def _kind(state: dict[str, Tensor]) -> str:
-    """Guess from the names of its tensors what a state dict belongs to."""
-    classifier = [key for key in state if re.fullmatch(r"cls_head_finetune\.\d+\.weight", key)]
-    if classifier:
-        return f"a classifier with {len(state[classifier[-1]])} classes"
-    if "convs4.weight" in state:
-        return f"a part segmenter with {len(state['convs4.weight'])} parts"
-    if "rec_head_2d.weight" in state:
-        return "an I2P-MAE pre-training model"
-    if "rec_head.weight" in state:
-        return "a Point-M2AE pre-training model"
-    if any(key.startswith("h_encoder.") for key in state):
-        return "an encoder without a head"
-    return "none of our models"
 
 
 def _reason(error: Exception) -> str:
@@ -281,8 +279,13 @@ def _first_part(key: str) -> str:
     return key.split(".")[0]
 
 
-def _leftover_group(key: str) -> str:
-    return next(name for prefix, name in _LEFTOVERS.items() if key.startswith(prefix))
+def _group(key: str, groups: Mapping[str, str]) -> str:
+    return next(name for prefix, name in groups.items() if key.startswith(prefix))
+
+
+def _renamed(key: str, renamed: Mapping[str, str]) -> str:
+    old = next((prefix for prefix in renamed if key.startswith(prefix)), "")
+    return renamed[old] + key.removeprefix(old) if old else key
 
 
 def _count(groups: Iterable[str]) -> str:

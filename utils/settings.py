@@ -6,37 +6,44 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from .config import check_keys
+
 
 def check_settings(
-    function: Callable[..., Any], given: Mapping[str, Any], where: str, hidden: Collection[str] = ()
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    where: str,
+    hidden: Collection[str] = (),
+    key_of: Callable[[str], str] = str,
 ) -> None:
     """Refuse settings that a function would not understand, without calling it.
 
     Args:
         function: a function, or a class; one that takes `**settings` hands them to its parent.
-        given: argument name → value.
+        given: key → value, as the config writes it.
         where: the place of the settings in the config, for the message.
         hidden: arguments that no config can give.
+        key_of: argument name → the key under which a config gives it.
 
     Raises:
-        ValueError: naming the key, and the nearest valid name, or the type that is expected.
+        ValueError: naming the key, and the nearest valid one, or the type that is expected, or all that is missing.
     """
     if not isinstance(given, Mapping):
         raise ValueError(f"{where} is {given!r}; expected keys and values")
-    parameters = {name: p for name, p in _parameters(function).items() if name not in hidden}
-    for name, value in given.items():
-        check_name(name, parameters, f"{where}.{name}")
-        annotation = parameters[name].annotation
+    parameters = {key_of(name): p for name, p in _parameters(function).items() if name not in hidden}
+    check_keys(given, parameters, where)
+    for key, value in given.items():
+        annotation = parameters[key].annotation
         if not _fits(value, annotation):
-            raise ValueError(f"{where}.{name} is {value!r}; expected {inspect.formatannotation(annotation)}")
-    for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in given:
-            raise ValueError(f"{where}.{name} is missing; valid keys: {', '.join(parameters)}")
+            raise ValueError(f"{where}.{key} is {value!r}; expected {inspect.formatannotation(annotation)}")
+    missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}; valid: {', '.join(parameters)}")
 
 
 def check_name(name: Any, valid: Collection[str], where: str) -> None:
     """Refuse a name that is not one of `valid`; the message has the nearest."""
-    if name not in valid:
+    if not isinstance(name, str) or name not in valid:
         nearest = difflib.get_close_matches(str(name), valid, n=1)
         hint = f"did you mean {nearest[0]!r}? " if nearest else ""
         raise ValueError(f"{where}: unknown name {name!r}; {hint}valid: {', '.join(valid)}")
