@@ -44,11 +44,12 @@ class EpochState:
         self.batches, self.seen, self.skipped, self.waited = 0, 0, 0, 0.0
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, values: dict[str, Tensor], size: int) -> None:
-        """Count a batch of `size` clouds in."""
-        for name, value in values.items():  # stays on the device: reading it here would wait for the GPU
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().float() * size
-        self.seen += size
+    def add(self, results: Iterable[tuple[dict[str, Tensor], int]]) -> None:
+        """Count the batches of an update in: of each what its step returned, and its clouds."""
+        for values, size in results:
+            for name, value in values.items():  # stays on the device: reading it here would wait for the GPU
+                self.sums[name] = self.sums.get(name, 0.0) + value.detach().float() * size
+            self.seen += size
 
     def averages(self) -> dict[str, float]:
         """Mean of everything over the clouds of all processes; empty before the first batch."""
@@ -79,7 +80,7 @@ def train_one_epoch(
     step_per_update: int = 1,
     skip_nonfinite: int = 0,
     state: EpochState | None = None,
-    after_update: Callable[[], None] | None = None,
+    after_update: Callable[[], None] = lambda: None,
     description: str = "",
 ) -> dict[str, float]:
     """Train for one pass over the loader.
@@ -118,15 +119,12 @@ def train_one_epoch(
             if state.skipped > skip_nonfinite:
                 raise NonFinite(stage, update)
             precision.leave_out()
-            for buffer, before in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(before)  # BatchNorm has seen the batches
+            _put_back(model, buffers)
         else:
             precision.update(optimizer)
-            for values, size in results:
-                state.add(values, size)
+            state.add(results)
         state.batches += len(update)
-        if after_update is not None:
-            after_update()
+        after_update()
     if not state.batches:
         raise ValueError("the training loader yields no batch")
     same_buffers(model)  # each process has seen batches of its own: what is evaluated is what is saved
@@ -148,6 +146,12 @@ def _accumulate(
             precision.backward(values["loss"] * (size / update_size))
         results.append(({name: value.detach() for name, value in values.items()}, size))
     return torch.stack([values["loss"] for values, _ in results]), results
+
+
+def _put_back(model: nn.Module, buffers: list[Tensor]) -> None:
+    """Give a model the buffers that it had before an update that is left out: BatchNorm has seen its batches."""
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
 
 
 def _not_finite(model: nn.Module, losses: Tensor, norm: Tensor, precision: Precision) -> str:

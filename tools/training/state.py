@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tools.training.builder import build_optimizer, build_scheduler
-from tools.training.engine import EpochState
+from tools.training.engine import EpochState, NonFinite
 from tools.training.precision import Precision
 from tools.training.run import Run
 from utils.checkpoint import load_weights, read_checkpoint, save_checkpoint
@@ -125,6 +125,13 @@ def resume(state: TrainingState, run: Run) -> None:
     state.load_state_dict(content)
     on_main(lambda: save_config(state.config, run.config_file))  # not before: the checkpoint has to fit
     logger.info("resuming at epoch %d, batch %d", state.epoch, state.progress.batches)
+
+
+def keep_nonfinite(error: NonFinite, run: Run, epoch: int, batches: int) -> Path:
+    """Keep what went into an update that is not finite, after `batches` of an epoch; returns the file."""
+    path = run.folder / f"nonfinite-epoch{epoch}-batch{batches}-rank{rank()}.pth"
+    save_checkpoint(path, {"epoch": epoch, "stage": error.stage, "batches": [list(batch) for batch in error.batches]})
+    return path
 
 
 def _last_good_checkpoint(run: Run) -> tuple[Path, dict[str, Any]]:

@@ -13,13 +13,13 @@ from datasets.resident import ResidentLoader
 from tools.training.builder import TrainingLoader, unwrapped
 from tools.training.dry_run import measure_dry
 from tools.training.engine import Batch, EpochState, NonFinite, train_one_epoch
+from tools.training.report import log_epoch, log_evaluation, log_results, results_of
 from tools.training.run import Run
-from tools.training.state import TrainingState, resume, save
-from utils.checkpoint import load_weights, save_checkpoint
+from tools.training.state import TrainingState, keep_nonfinite, resume, save
+from utils.checkpoint import load_weights
 from utils.distributed import any_process, rank
 from utils.seed import mixed_seed
 from utils.signals import Stopped, StopRequest
-from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Trainer:
 
     def train_batches(self, epoch: int, after_update: Callable[[], None], most: int | None = None) -> dict[str, float]:
         """Train on what is left of an epoch, or on `most` batches of it; returns the averages."""
-        state = self.state
+        config, state = self.config, self.state
         state.scheduler.step(epoch)
         if not state.progress.batches:
             state.augmentation.manual_seed(mixed_seed(self.args.seed, epoch, AUGMENTATION_STREAM, rank()))
@@ -117,16 +117,15 @@ class Trainer:
                 step,
                 state.optimizer,
                 precision=state.precision,
-                grad_norm_clip=self.config["grad_norm_clip"],
-                step_per_update=self.config["step_per_update"],
+                grad_norm_clip=config["grad_norm_clip"],
+                step_per_update=config["step_per_update"],
                 skip_nonfinite=self.args.skip_nonfinite,
                 state=state.progress,
                 after_update=after_update,
                 description=f"epoch {epoch}",
             )
         except NonFinite as error:
-            path = self.run.folder / f"nonfinite-epoch{epoch}-batch{state.progress.batches}-rank{rank()}.pth"
-            save_checkpoint(path, {"epoch": epoch, "stage": error.stage, "batches": [list(b) for b in error.batches]})
+            path = keep_nonfinite(error, self.run, epoch, state.progress.batches)
             raise ValueError(
                 f"{error} in epoch {epoch}, after {state.progress.batches} batches; what went in is in {path}; lower "
                 "optimizer.kwargs.lr, set grad_norm_clip, or allow some with --skip_nonfinite, and --resume"
@@ -136,17 +135,10 @@ class Trainer:
         began = time.perf_counter()
         values, progress = self.train_batches(epoch, self._after_update), self.state.progress
         seconds = time.perf_counter() - began
-        waited = 100 * progress.waited / seconds
         values["lr"] = self.state.optimizer.param_groups[0]["lr"]
         self.state.history.append({"epoch": epoch, **values})
         self.run.draw({f"train/{name}": value for name, value in values.items()}, epoch)
-        texts = [f"{name} {value:.5g}" for name, value in values.items()]
-        if progress.skipped:
-            texts.append(f"{progress.skipped} updates left out")
-        logger.info(
-            "epoch %d/%d | %s | %.1f s, %.0f %% of it waiting for data",
-            *(epoch, self.config["max_epoch"], " | ".join(texts), seconds, waited),
-        )
+        log_epoch(epoch, self.config["max_epoch"], values, progress, seconds)
 
     def _after_update(self) -> None:
         self.updates += 1
@@ -167,11 +159,7 @@ class Trainer:
             state.best_metrics = state.metrics
         state.history[-1]["accuracy"] = accuracy
         self.run.draw({"evaluation/accuracy": accuracy}, epoch)
-        logger.info(
-            "epoch %d/%d | %s: %.2f %% | best %.2f %% at epoch %d | %.1f s",
-            *(epoch, self.config["max_epoch"], self.protocol, accuracy),
-            *(state.best_metrics["accuracy"], state.best_metrics["epoch"], time.perf_counter() - began),
-        )
+        log_evaluation(self.config["max_epoch"], state, self.protocol, time.perf_counter() - began)
         return improved
 
     def _save(self, improved: bool) -> None:
@@ -179,36 +167,25 @@ class Trainer:
         self.updates = 0
 
     def _results(self, seconds: float) -> dict[str, Any]:
-        best, final = self.state.best_metrics, self.state.metrics
-        results = {
-            "protocol": self.protocol,
-            "best_accuracy": best["accuracy"],
-            "best_epoch": best["epoch"],
-            "best_chosen_on": "the same split",
-            "final_accuracy": final["accuracy"],
-            "final_epoch": final["epoch"],
-            "seconds": seconds,
-            "history": self.state.history,
-        }
+        results = results_of(self.state, self.protocol, seconds)
         if self.test is not None:
-            results |= self._test(self.test)
-        rows = [
-            [f"best (epoch {best['epoch']}, chosen on {results['best_chosen_on']})", results["best_accuracy"]],
-            [f"final (epoch {final['epoch']})", results["final_accuracy"]],
-        ]
-        logger.info("%s\n%s", self.run.mode, format_table(rows, [results["protocol"], "%"]))
+            results |= {
+                "protocol": self.test_protocol,
+                **measure_unseen(self.state, self.run, self.protocol, self.test),
+            }
+        log_results(self.run.mode, results)
         return results
 
-    def _test(self, test: Callable[[], float]) -> dict[str, Any]:
-        """Measure the final and the best weights on the test split, which has chosen neither."""
-        final = test()
-        load_weights(self.state.model, self.run.best_checkpoint, strict=True)
-        return {
-            "protocol": self.test_protocol,
-            "best_chosen_on": f"{self.protocol}, {self.state.best_metrics['accuracy']:.2f} %",
-            "best_accuracy": test(),
-            "final_accuracy": final,
-        }
+
+def measure_unseen(state: TrainingState, run: Run, protocol: str, test: Callable[[], float]) -> dict[str, Any]:
+    """Measure the final weights and those that `protocol` chose on the test split, which has chosen neither."""
+    final = test()
+    load_weights(state.model, run.best_checkpoint, strict=True)
+    return {
+        "best_chosen_on": f"{protocol}, {state.best_metrics['accuracy']:.2f} %",
+        "best_accuracy": test(),
+        "final_accuracy": final,
+    }
 
 
 def evaluation_interval(config: dict[str, Any], args: Namespace) -> int:
