@@ -8,9 +8,10 @@ import pytest
 import torch
 from easydict import EasyDict
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 import main
+from datasets.draws import DrawnDataset
 from tools.builder import TrainingLoader, build_optimizer, build_scheduler, check_config, training_loader
 from tools.engine import calibrate_batchnorm, evaluate, extract_features, train_one_epoch
 from tools.report import format_table, open_run
@@ -204,11 +205,12 @@ def test_missing_section_is_named_before_anything_runs():
         check_config(config, "some.yaml", "pre-training", ["model", "dataset.train"])
 
 
-class Recorded(Dataset):
+class Recorded(DrawnDataset):
     """Remembers what it was built with."""
 
     def __init__(self, n: int, seed: int = 0):
-        self.n, self.seed = n, seed
+        super().__init__(seed)
+        self.n = n
 
     def __len__(self):
         return self.n
