@@ -65,13 +65,14 @@ def scale_and_rotate(
     return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=-1)
 
 
-def random_subset(points: Tensor, num_points: int, generator: torch.Generator | None) -> Tensor:
-    """Take `num_points` different points of each cloud at random, independently per cloud.
+def random_subset(points: Tensor, num_points: int, generator: torch.Generator | None, shared: bool = False) -> Tensor:
+    """Take `num_points` different points of each cloud at random.
 
     Args:
         points: (B, N, C), coordinates first.
         num_points: from 1 to N.
         generator: source of the draws; None takes PyTorch's global one.
+        shared: draw one set of positions for the whole batch instead of one for each cloud.
 
     Returns:
         (B, num_points, C), in random order.
@@ -82,8 +83,9 @@ def random_subset(points: Tensor, num_points: int, generator: torch.Generator | 
     batch, available, channels = points.shape
     if not 1 <= num_points <= available:
         raise ValueError(f"cannot take {num_points} different points of clouds with {available} points; lower npoints")
-    order = _rand((batch, available), points, generator).topk(num_points, dim=1, largest=False).indices
-    return points.gather(1, order.unsqueeze(-1).expand(-1, -1, channels))
+    draws = _rand((1 if shared else batch, available), points, generator)
+    order = draws.topk(num_points, dim=1, largest=False).indices
+    return points.gather(1, order.unsqueeze(-1).expand(batch, -1, channels))
 
 
 def scale_and_translate_small(points: Tensor, generator: torch.Generator | None) -> Tensor:
