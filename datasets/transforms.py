@@ -29,6 +29,7 @@ def scale_and_translate(
     generator: torch.Generator | None,
     scale: tuple[float, float] = (2 / 3, 3 / 2),
     shift: float = 0.2,
+    axes: int = 3,
 ) -> Tensor:
     """Scale, then shift, each cloud and axis by its own uniform draws.
 
@@ -37,11 +38,12 @@ def scale_and_translate(
         generator: source of the draws; None takes PyTorch's global one.
         scale: range of the factors.
         shift: the offsets lie in ±shift, in the unit of `points`.
+        axes: 3 = a factor for each axis, 1 = one factor for all axes of a cloud.
 
     Returns:
         (B, N, 3).
     """
-    factors = _uniform(points, *scale, generator)
+    factors = _uniform(points, *scale, generator, axes)
     return points * factors + _uniform(points, -shift, shift, generator)
 
 
@@ -89,8 +91,8 @@ def random_subset(points: Tensor, num_points: int, generator: torch.Generator | 
 
 
 def scale_and_translate_small(points: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`scale_and_translate` within the ranges of part segmentation: factors U(0.8, 1.25), offsets within ±0.1."""
-    return scale_and_translate(points, generator, scale=(0.8, 1.25), shift=0.1)
+    """`scale_and_translate` as in part segmentation: one factor U(0.8, 1.25) a cloud, an offset within ±0.1 an axis."""
+    return scale_and_translate(points, generator, scale=(0.8, 1.25), shift=0.1, axes=1)
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
@@ -106,8 +108,8 @@ def _rand(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | Non
     return torch.rand(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
 
 
-def _uniform(points: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
-    """Draw (B, 1, 3) values from U(low, high), one per cloud and axis."""
+def _uniform(points: Tensor, low: float, high: float, generator: torch.Generator | None, axes: int = 3) -> Tensor:
+    """Draw (B, 1, axes) values from U(low, high), one per cloud and axis."""
     if points.ndim != 3 or points.shape[-1] != 3:
         raise ValueError(f"points have shape {tuple(points.shape)}; expected (B, N, 3)")
-    return low + (high - low) * _rand((points.shape[0], 1, 3), points, generator)
+    return low + (high - low) * _rand((points.shape[0], 1, axes), points, generator)
