@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.holdout import Part
+from datasets.draws import DrawnDataset, unshuffled
+from datasets.holdout import whole
 from datasets.modelnet40 import ModelNet, ModelNet40_SVM
 from datasets.modelnet40_fewshot import ModelNetFewShot
 from datasets.scanobjectnn import ScanObjectNN
@@ -72,18 +73,20 @@ def build_dataset(config: Mapping[str, Any]) -> Dataset:
 
 
 def name_of(dataset: Dataset) -> str:
-    """Name of a data set, or of the one that it is a part of."""
-    return type(dataset.dataset if isinstance(dataset, Part) else dataset).__name__
+    """Name of a data set, or of the one that it shuffles or is a part of."""
+    return type(whole(unshuffled(dataset))).__name__
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another: its kind, its size, and a hash of labels, class names and some clouds.
 
-    The clouds are the first, the middle and the last; of a data set that draws them anew every epoch, none.
+    The clouds are the first, the middle and the last, with their points in the order of the files; of a data set that
+    draws its points anew every epoch, none.
     """
+    dataset = unshuffled(dataset)
     labels = np.asarray(dataset.labels, dtype=np.int64)
     digest = hashlib.sha256(labels.tobytes() + "\n".join(dataset.class_names).encode())
-    if not hasattr(dataset, "set_epoch"):
+    if not isinstance(whole(dataset), DrawnDataset):
         for index in sorted({0, len(labels) // 2, len(labels) - 1}):
             digest.update(dataset[index][0].numpy().tobytes())
     return {"name": name_of(dataset), "clouds": len(labels), "sha256": digest.hexdigest()}

@@ -1,4 +1,4 @@
-"""Points drawn anew every epoch, the same ones whichever process draws them."""
+"""Points drawn, or put in another order, anew every epoch, in the same way whichever process does it."""
 
 from typing import Any
 
@@ -37,6 +37,35 @@ class DrawnDataset(Dataset):
     def generator(self, index: int) -> torch.Generator:
         """Return the generator of item `index` (not negative) in this epoch."""
         return torch.Generator().manual_seed(mixed_seed(self.seed, int(self.epoch), index))
+
+
+class Shuffled(DrawnDataset):
+    """A data set with the points of each cloud in another random order every epoch.
+
+    Farthest point sampling starts at a cloud's first point, so in training it starts elsewhere every time.
+
+    Args:
+        dataset: its items begin with the points (N, C); what follows them stays as it is. Shared, not copied.
+        seed: the order depends on (seed, epoch, index) alone, whichever worker makes it.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        super().__init__(seed)
+        self.dataset = dataset
+        self.labels, self.class_names = dataset.labels, dataset.class_names
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        points, *others = self.dataset[index]
+        order = torch.randperm(len(points), generator=self.generator(index % len(self)))
+        return points[order], *others
+
+
+def unshuffled(dataset: Dataset) -> Dataset:
+    """Return the data set that `Shuffled` shuffles, with points in the order of the files; any other as it is."""
+    return dataset.dataset if isinstance(dataset, Shuffled) else dataset
 
 
 def _epoch_0() -> torch.Tensor:

@@ -34,6 +34,11 @@ class Part(Dataset):
             self.dataset.set_epoch(epoch)
 
 
+def whole(dataset: Dataset) -> Dataset:
+    """Return the data set that a `Part` is of; any other as it is."""
+    return dataset.dataset if isinstance(dataset, Part) else dataset
+
+
 def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split clouds at random into nine tenths and one tenth, with the same share of every class.
 

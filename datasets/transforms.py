@@ -29,6 +29,7 @@ def scale_and_translate(
     generator: torch.Generator | None,
     scale: tuple[float, float] = (2 / 3, 3 / 2),
     shift: float = 0.2,
+    axes: int = 3,
 ) -> Tensor:
     """Scale, then shift, each cloud and axis by its own uniform draws.
 
@@ -37,11 +38,12 @@ def scale_and_translate(
         generator: source of the draws; None takes PyTorch's global one.
         scale: range of the factors.
         shift: the offsets lie in ±shift, in the unit of `points`.
+        axes: 3 = a factor for each axis, 1 = one factor for all axes of a cloud.
 
     Returns:
         (B, N, 3).
     """
-    factors = _uniform(points, *scale, generator)
+    factors = _uniform(points, *scale, generator, axes)
     return points * factors + _uniform(points, -shift, shift, generator)
 
 
@@ -65,13 +67,14 @@ def scale_and_rotate(
     return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=-1)
 
 
-def random_subset(points: Tensor, num_points: int, generator: torch.Generator | None) -> Tensor:
-    """Take `num_points` different points of each cloud at random, independently per cloud.
+def random_subset(points: Tensor, num_points: int, generator: torch.Generator | None, shared: bool = False) -> Tensor:
+    """Take `num_points` different points of each cloud at random.
 
     Args:
         points: (B, N, C), coordinates first.
         num_points: from 1 to N.
         generator: source of the draws; None takes PyTorch's global one.
+        shared: draw one set of positions for the whole batch instead of one for each cloud.
 
     Returns:
         (B, num_points, C), in random order.
@@ -82,13 +85,14 @@ def random_subset(points: Tensor, num_points: int, generator: torch.Generator | 
     batch, available, channels = points.shape
     if not 1 <= num_points <= available:
         raise ValueError(f"cannot take {num_points} different points of clouds with {available} points; lower npoints")
-    order = _rand((batch, available), points, generator).topk(num_points, dim=1, largest=False).indices
-    return points.gather(1, order.unsqueeze(-1).expand(-1, -1, channels))
+    draws = _rand((1 if shared else batch, available), points, generator)
+    order = draws.topk(num_points, dim=1, largest=False).indices
+    return points.gather(1, order.unsqueeze(-1).expand(batch, -1, channels))
 
 
 def scale_and_translate_small(points: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`scale_and_translate` within the ranges of part segmentation: factors U(0.8, 1.25), offsets within ±0.1."""
-    return scale_and_translate(points, generator, scale=(0.8, 1.25), shift=0.1)
+    """`scale_and_translate` as in part segmentation: one factor U(0.8, 1.25) a cloud, an offset within ±0.1 an axis."""
+    return scale_and_translate(points, generator, scale=(0.8, 1.25), shift=0.1, axes=1)
 
 
 AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
@@ -104,8 +108,8 @@ def _rand(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | Non
     return torch.rand(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
 
 
-def _uniform(points: Tensor, low: float, high: float, generator: torch.Generator | None) -> Tensor:
-    """Draw (B, 1, 3) values from U(low, high), one per cloud and axis."""
+def _uniform(points: Tensor, low: float, high: float, generator: torch.Generator | None, axes: int = 3) -> Tensor:
+    """Draw (B, 1, axes) values from U(low, high), one per cloud and axis."""
     if points.ndim != 3 or points.shape[-1] != 3:
         raise ValueError(f"points have shape {tuple(points.shape)}; expected (B, N, 3)")
-    return low + (high - low) * _rand((points.shape[0], 1, 3), points, generator)
+    return low + (high - low) * _rand((points.shape[0], 1, axes), points, generator)

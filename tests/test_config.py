@@ -1,6 +1,7 @@
 """Configs: merging, defaults, refusals, and the values of the shipped files."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,7 @@ MODELS = {
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
 MODELNET_TRAINING = (5e-4, 300, 300, 32, 1024, 10, "scale_and_translate")
 FEW_SHOT_TRAINING = (5e-4, 150, 150, 32, 1024, 10, "scale_and_translate")
-PART_TRAINING = (2e-4, 300, 300, 16, None, 10, "scale_and_translate_small")
+PART_TRAINING = (2e-4, 300, 299, 16, None, 10, "scale_and_translate_small")
 TRAINING = {
     "pre-training/i2p-mae": (1e-3, 400, 300, 64, None, None, "scale_and_translate"),
     "pre-training/point-m2ae": (1e-3, 400, 300, 128, None, None, "scale_and_translate"),
@@ -193,6 +194,13 @@ def test_shipped_training_is_the_released_one(name: str) -> None:
     assert config.scheduler == {"type": "CosLR", "kwargs": {"epochs": epochs, "initial_epochs": 10}}
     assert (config.total_bs, config.get("npoints"), config.max_epoch) == (total_bs, npoints, max_epoch)
     assert (config.grad_norm_clip, config.augmentation, config.step_per_update) == (clip, augmentation, 1)
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if "max_epoch" in path.read_text()], ids=name_of)
+def test_a_shipped_config_says_how_many_epochs_its_last_one_makes(path: Path) -> None:
+    (line,) = re.findall(r"^max_epoch: .*", path.read_text(), re.MULTILINE)
+    last = load_config(path).max_epoch
+    assert line == f"max_epoch: {last}  # the last epoch's number: {last + 1} epochs"
 
 
 @pytest.mark.parametrize("name", SVM_C)

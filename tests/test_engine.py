@@ -8,12 +8,12 @@ import pytest
 import torch
 from easydict import EasyDict
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import TensorDataset
 
 import main
+from datasets.draws import DrawnDataset
+from tools.evaluation.classification import fps_points, sample_farthest, vote
 from tools.evaluation.inference import calibrate_batchnorm, evaluate, extract_features
-from tools.runner_finetune import fps_points, sample_farthest
-from tools.runner_test import vote
 from tools.training.builder import TrainingLoader, build_optimizer, build_scheduler, check_config, training_loader
 from tools.training.engine import train_one_epoch
 from tools.training.run import open_run
@@ -206,11 +206,12 @@ def test_missing_section_is_named_before_anything_runs():
         check_config(config, "some.yaml", "pre-training", ["model", "dataset.train"])
 
 
-class Recorded(Dataset):
+class Recorded(DrawnDataset):
     """Remembers what it was built with."""
 
     def __init__(self, n: int, seed: int = 0):
-        self.n, self.seed = n, seed
+        super().__init__(seed)
+        self.n = n
 
     def __len__(self):
         return self.n

@@ -145,11 +145,15 @@ def test_a_released_checkpoint_is_tested(here, finetuned, tmp_path):
 
 
 def test_the_augmentation_of_the_protocol():
-    corners = torch.tensor([[0.0, 0, 0], [1, 1, 1]]).expand(500, 2, 3)
+    """One factor a cloud, an offset for each axis."""
+    corners = torch.tensor([[0.0, 0, 0], [1, 1, 1]]).double().expand(500, 2, 3)
     moved = AUGMENTATIONS["scale_and_translate_small"](corners, torch.Generator().manual_seed(0))
     shift, scale = moved[:, 0], moved[:, 1] - moved[:, 0]
     assert (shift.min(), shift.max()) == pytest.approx((-0.1, 0.1), abs=2e-3)
     assert (scale.min(), scale.max()) == pytest.approx((0.8, 1.25), abs=2e-3)
+    torch.testing.assert_close(scale, scale[:, :1].expand(-1, 3))
+    assert len(scale[:, 0].unique()) == 500
+    assert len(shift.unique()) == 1500
 
 
 def test_a_dry_run_leaves_nothing(here):

@@ -20,6 +20,7 @@ from tests.playground import CONFIGS, FINETUNE_DATA, make_playground, results_of
 from tools import runner_test
 from tools.evaluation import classification
 from tools.evaluation.classification import vote
+from utils.seed import mixed_seed
 
 NPOINTS, FARTHEST = 64, 77  # drawn, and the farthest points from which they are drawn, of 128
 FINETUNING, PRETRAINING, SEGMENTING = "fine-tuning/modelnet", "pre-training/m2ae", "part-segmentation/small"
@@ -62,26 +63,37 @@ def feed(here, monkeypatch) -> Callable[..., tuple[list[Tensor], list[Tensor]]]:
     return run_and_record
 
 
-def farthest(subset: str, num_points: int) -> Tensor:
-    """The farthest points (n, num_points, 3) of the clouds of a split."""
+def farthest(subset: str, num_points: int, epoch: int | None = None) -> Tensor:
+    """The farthest points (n, num_points, 3) of the clouds of a split, as an epoch of training shuffles them."""
     dataset = build_dataset(FINETUNE_DATA[subset])
-    points = torch.stack([points for points, _ in dataset])
+    clouds = [points for points, _ in dataset]
+    if epoch is not None:
+        orders = [torch.Generator().manual_seed(mixed_seed(0, epoch, index)) for index in range(len(clouds))]
+        clouds = [
+            cloud[torch.randperm(len(cloud), generator=order)] for cloud, order in zip(clouds, orders, strict=True)
+        ]
+    points = torch.stack(clouds)
     return take(points, furthest_point_sample(points, num_points))
 
 
-def assert_drawn(clouds: Tensor, candidates: Tensor) -> None:
-    """Each of (n, NPOINTS, 3) clouds is a random draw of different points of one of the (m, FARTHEST, 3) candidates."""
-    places = (clouds[:, None, :, None] == candidates[None, :, None]).all(-1)  # (n, m, NPOINTS, FARTHEST)
-    places = places[places.any(-1).all(-1)]  # of the candidate of each cloud
-    assert len(places) == len(clouds)
-    assert (places.sum(1) <= 1).all()  # no point twice
-    assert places[..., NPOINTS:].any(-1).any(-1).all()  # not the first ones
-    assert len(places.any(1).unique(dim=0)) == len(clouds)  # not the same ones
+def assert_drawn(batches: list[Tensor], candidates: Tensor) -> None:
+    """Each batch of (n, NPOINTS, 3) clouds is a draw of positions of some of the (m, FARTHEST, 3) candidates."""
+    drawn = []
+    for clouds in batches:
+        places = (clouds[:, None, :, None] == candidates[None, :, None]).all(-1)  # (n, m, NPOINTS, FARTHEST)
+        places = places[places.any(-1).all(-1)]  # of the candidate of each cloud
+        assert len(places) == len(clouds)
+        assert (places.sum(1) <= 1).all()  # no point twice
+        assert torch.equal(places, places[:1].expand_as(places))  # the same positions throughout the batch
+        assert places[0, :, NPOINTS:].any()  # not the first ones
+        drawn.append(places[0].any(0))
+    assert len(torch.stack(drawn).unique(dim=0)) == len(batches)  # not those of another batch
 
 
-def test_finetuning_draws_from_the_farthest_points_and_augments(feed):
+def test_finetuning_shuffles_draws_from_the_farthest_points_and_augments(feed):
     training, (evaluation,) = feed(FINETUNING, "--scratch_model", "--dry_run")
-    assert_drawn(2 * torch.cat(training), farthest("train", FARTHEST))
+    assert len(training) > 1
+    assert_drawn([2 * clouds for clouds in training], farthest("train", FARTHEST, epoch=0))
     assert torch.equal(evaluation, farthest("test", NPOINTS))
 
 
@@ -99,7 +111,7 @@ def test_voting_draws_from_the_farthest_points_and_augments(feed, tmp_path, monk
     _, (plain, *ballots) = feed(FINETUNING, "--test", "--vote", "--ckpts", tmp_path / "classifier.pth")
     assert torch.equal(plain, farthest("test", NPOINTS))
     assert len(ballots) == 2 * 10  # ten in each repeat
-    assert_drawn(2 * torch.cat(ballots), farthest("test", FARTHEST))
+    assert_drawn([2 * clouds for clouds in ballots], farthest("test", FARTHEST))
 
 
 def test_a_vote_is_repeated_49_times():

@@ -31,6 +31,7 @@ def clouds(seed: int, batch: int = 4, num_points: int = 16) -> Tensor:
 ALL = {
     "normalize": lambda points, seed: normalize_unit_sphere(points),
     "subset": lambda points, seed: random_subset(points, 7, generator(seed)),
+    "shared subset": lambda points, seed: random_subset(points, 7, generator(seed), shared=True),
 } | {name: lambda points, seed, f=f: f(points, generator(seed)) for name, f in AUGMENTATIONS.items()}
 
 
@@ -144,11 +145,12 @@ def test_scale_and_rotate_scales_each_axis_within_its_range():
     assert 1.09 < ratio.max() < 1.1 + 1e-5
 
 
-@given(seed=SEEDS, num_points=st.integers(1, 16))
+@given(seed=SEEDS, num_points=st.integers(1, 16), shared=st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_random_subset_takes_different_points_of_the_same_cloud(seed, num_points):
+def test_random_subset_takes_different_points_of_the_same_cloud(seed, num_points, shared):
     points = torch.arange(2 * 16 * 4, dtype=torch.float32).view(2, 16, 4)
-    subset = random_subset(points, num_points, generator(seed))
+    subset = random_subset(points, num_points, generator(seed), shared)
+    assert subset.shape == (2, num_points, 4)
     for cloud, chosen in zip(points, subset, strict=True):
         rows = {tuple(row) for row in chosen.tolist()}
         assert len(rows) == num_points
@@ -159,6 +161,15 @@ def test_random_subset_is_independent_per_cloud_and_even():
     points = torch.arange(10.0).view(1, 10, 1).expand(3000, 10, 1)
     counts = torch.bincount(random_subset(points, 3, generator(0)).flatten().long(), minlength=10)
     assert counts.sum() == 9000
+    assert (counts - 900).abs().max() < 150
+
+
+def test_a_shared_random_subset_takes_the_same_positions_of_every_cloud_and_is_even():
+    source = generator(0)
+    points = torch.arange(10.0).view(1, 10, 1).expand(3, 10, 1)
+    draws = torch.stack([random_subset(points, 3, source, shared=True) for _ in range(3000)])
+    assert torch.equal(draws, draws[:, :1].expand(-1, 3, -1, -1))
+    counts = torch.bincount(draws[:, 0].flatten().long(), minlength=10)
     assert (counts - 900).abs().max() < 150
 
 

@@ -60,7 +60,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
 
         def step(points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
             points = sample_farthest(points, min(fps_points(npoints), points.shape[1]))
-            logits = network(augment(random_subset(points, npoints, generator), generator))
+            logits = network(augment(random_subset(points, npoints, generator, shared=True), generator))
             accuracy = 100.0 * (logits.argmax(dim=1) == labels).float().mean()
             return {"loss": model.loss(logits, labels), "accuracy": accuracy}
 

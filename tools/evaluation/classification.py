@@ -93,7 +93,7 @@ def vote(
     generator = torch.Generator(device).manual_seed(seed + rank())
 
     def prepare(points: Tensor) -> Tensor:
-        return scale_and_translate(random_subset(points, npoints, generator), generator)
+        return scale_and_translate(random_subset(points, npoints, generator, shared=True), generator)
 
     def accuracy() -> float:
         ballots = [evaluate(model, loader, device, prepare, None) for _ in range(votes)]

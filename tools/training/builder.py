@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets import DATASETS, build_dataset, check_dataset_config
-from datasets.holdout import Part, hold_out
+from datasets.draws import DrawnDataset, Shuffled, unshuffled
+from datasets.holdout import Part, hold_out, whole
 from datasets.resident import ResidentLoader
 from datasets.shapenet55 import ShapeNet
 from models import build_model, check_model_config
@@ -22,7 +23,7 @@ from models.transformer import BlockStack
 from utils.device import choose_device
 from utils.distributed import rank, world_size
 
-EVALUATION_BATCH_SIZE = 64  # no result depends on it
+EVALUATION_BATCH_SIZE = 64  # no result depends on it, but the draws of a vote do
 COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
 MINIMUM_LR = 1e-6  # where the warm-up starts and the cosine ends
 
@@ -124,6 +125,8 @@ class TrainingLoader(DataLoader):
 def training_loader(config: dict[str, Any], args: Namespace, least: int = 1) -> TrainingLoader | ResidentLoader:
     """Build the shuffled loader over `dataset.train`, in batches of `total_bs`; `others.bs` has precedence.
 
+    Clouds whose points the data set does not draw itself come with their points in another order every epoch.
+
     Args:
         config: resolved config.
         args: command line.
@@ -148,6 +151,8 @@ def training_loader(config: dict[str, Any], args: Namespace, least: int = 1) -> 
     dataset = build_dataset(_with_seed(entry, args.seed))
     if args.select_on == "val":
         dataset = Part(dataset, hold_out(dataset.labels, args.seed)[0])
+    if not isinstance(whole(dataset), DrawnDataset):
+        dataset = Shuffled(dataset, args.seed)
     if len(dataset) < batch_size:
         raise ValueError(
             f"{entry['NAME']} has {len(dataset)} training clouds, fewer than one batch of {batch_size}; "
@@ -175,13 +180,13 @@ def test_split(config: dict[str, Any]) -> str:
 def selection_loader(config: dict[str, Any], args: Namespace, train: TrainingLoader) -> tuple[DataLoader, str]:
     """Build the loader over the clouds that choose a checkpoint, as `--select_on` says; returns it and their name.
 
-    With `--select_on val` these are what `train`, the training loader, leaves out of its data set.
+    With `--select_on val` these are what `train`, the training loader, leaves out of its data set, in the files' order.
     """
     if args.select_on == "test":
         return evaluation_loader(config, "test", args), test_split(config)
     entry = config["dataset"]["train"]
-    whole = train.dataset.dataset
-    dataset = Part(whole, hold_out(whole.labels, args.seed)[1])
+    split = whole(unshuffled(train.dataset))
+    dataset = Part(split, hold_out(split.labels, args.seed)[1])
     return _in_order(dataset, entry, args), f"{entry['NAME']}, a held-out tenth of the training split"
 
 
