@@ -10,7 +10,9 @@ from models.classifier import Classifier
 from models.i2p_mae import I2P_MAE
 from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
-from models.teacher import build_teacher
+from models.point_mae import Point_MAE
+from models.point_transformer import PointTransformer
+from models.point_transformer_segmenter import PointTransformerSegmenter
 from utils.settings import check_name, check_settings
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -20,7 +22,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "I2P_MAE_ScanObjectNN": partial(Classifier, num_classes=15, pooling="concat"),
     "Point_M2AE_ModelNet40": partial(Classifier, num_classes=40, pooling="sum", smooth=0.3),
     "Point_M2AE_ScanObjectNN": partial(Classifier, num_classes=15, pooling="concat", skip_first_token=True),
-    "Point_M2AE_SEG": PartSegmenter,  # of both methods
+    "Point_M2AE_SEG": PartSegmenter,  # of both hierarchical methods
+    "Point_MAE": Point_MAE,
+    "PointTransformer": PointTransformer,
+    "Point_MAE_SEG": PointTransformerSegmenter,
 }
 
 
@@ -51,7 +56,9 @@ def check_model_config(config: Mapping[str, Any], where: str = "model") -> None:
         ValueError: that names the key and the nearest valid one, or the type that is expected.
     """
     check_name(config.get("NAME"), MODELS, f"{where}.NAME")
+    model = MODELS[config["NAME"]]
     settings = {key: value for key, value in config.items() if key != "NAME"}
-    check_settings(MODELS[config["NAME"]], settings, where, hidden=["teacher"])
-    if settings.get("clip_config") is not None:
-        check_settings(build_teacher, settings["clip_config"], f"{where}.clip_config")
+    check_settings(model, settings, where, hidden=["teacher"])
+    for name, function in getattr(model, "sections", {}).items():
+        if settings.get(name) is not None:
+            check_settings(function, settings[name], f"{where}.{name}")

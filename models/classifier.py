@@ -58,11 +58,7 @@ class Classifier(nn.Module):
         dim = encoder_dims[-1]
         self.h_encoder = HierarchicalEncoder(encoder_dims, encoder_depths, num_heads, drop_path_rate, norms=False)
         self.norm = nn.LayerNorm(dim)
-        self.cls_head_finetune = nn.Sequential(
-            *_hidden_layer(dim if pooling == "sum" else 2 * dim, 256),
-            *_hidden_layer(256, 256),
-            nn.Linear(256, num_classes),
-        )
+        self.cls_head_finetune = classification_head(dim if pooling == "sum" else 2 * dim, num_classes)
 
     def forward(self, points: Tensor) -> Tensor:
         """Classify (B, N, 3) points; returns logits (B, num_classes)."""
@@ -77,10 +73,29 @@ class Classifier(nn.Module):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (B, num_classes) logits against (B,) labels, smoothed if the model was built so."""
-        log_probs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # not in bfloat16
-        of_true = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
-        of_others = (log_probs.sum(1) - of_true) / (self.num_classes - 1)
-        return -((1 - self.smooth) * of_true + self.smooth * of_others).mean()
+        return cross_entropy(logits, labels, self.smooth)
+
+
+def classification_head(in_dim: int, num_classes: int) -> nn.Sequential:
+    """The head of all classifiers: two hidden layers of 256, half of each dropped in training, then the logits."""
+    return nn.Sequential(*_hidden_layer(in_dim, 256), *_hidden_layer(256, 256), nn.Linear(256, num_classes))
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:
+    """Cross-entropy, mean over the batch.
+
+    Args:
+        logits: (B, C).
+        labels: (B,) int64.
+        smooth: the true class weighs 1 − smooth, every other smooth / (C − 1).
+
+    Returns:
+        0-d tensor.
+    """
+    log_probs = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # not in bfloat16
+    of_true = log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
+    of_others = (log_probs.sum(1) - of_true) / (logits.shape[1] - 1)
+    return -((1 - smooth) * of_true + smooth * of_others).mean()
 
 
 def _hidden_layer(in_dim: int, dim: int) -> list[nn.Module]:

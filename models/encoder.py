@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from models.initialisation import init_truncated_normal
 from models.masking import Packing, propagate_mask
 from models.tokenizer import Group, TokenEmbed, take
 from models.transformer import BlockStack, drop_path_rates, positional_embedding
@@ -63,7 +64,7 @@ class HierarchicalEncoder(nn.Module):
             for dim, rates in zip(dims, drop_path_rates(drop_path_rate, depths), strict=True)
         )
         self.encoder_norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims) if norms else None
-        self.apply(_init_weights)
+        self.apply(init_truncated_normal)
 
     def _embed(self, level: int, group: Group, finer_tokens: Tensor | None) -> Tensor:
         """All tokens of a level, (B, G, C): level 0 from coordinates, a later one merged from the finer tokens."""
@@ -161,10 +162,3 @@ def check_encoder(
             )
     if not 0 <= drop_path_rate < 1:
         raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear | nn.Conv1d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

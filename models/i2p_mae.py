@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,7 @@ class I2P_MAE(MaskedAutoencoder):
         **settings: those of `MaskedAutoencoder`.
     """
 
+    sections: ClassVar = {"clip_config": build_teacher}
     teacher: CLIPTeacher | None
 
     def __init__(

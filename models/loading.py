@@ -1,10 +1,6 @@
-"""What the hierarchical models say of the checkpoints that fill them: ours, and the released ones."""
+"""What the models say of the checkpoints that fill them: ours, and the released ones."""
 
-import re
-from collections.abc import Mapping
-
-from torch import Tensor
-
+from models.kinds import kind_of
 from utils.checkpoint import LoadingRules
 
 TEACHER = {"clip_model.": "teacher"}
@@ -21,6 +17,12 @@ LEFTOVER = {
     "rec_head": "reconstruction heads",
     "h_encoder.encoder_norms.": "encoder norms",
     **dict.fromkeys(CLASSIFIER_HEAD + SEGMENTER_HEAD, "heads"),
+}
+POINT_MAE_CLASSIFIER_HEAD = ("cls_token", "cls_pos", "cls_head_finetune.")
+POINT_MAE_SEGMENTER_HEAD = ("label_conv.", "propagation_0.", "convs1.", "convs2.", "convs3.", "bns1.", "bns2.")
+POINT_MAE_LEFTOVER = {
+    **dict.fromkeys(("mask_token", "MAE_decoder.", "decoder_pos_embed.", "increase_dim."), "decoder"),
+    **dict.fromkeys(POINT_MAE_CLASSIFIER_HEAD + POINT_MAE_SEGMENTER_HEAD, "heads"),
 }
 
 
@@ -39,17 +41,16 @@ def loading_rules(new: tuple[str, ...] = ()) -> LoadingRules:
     )
 
 
-def kind_of(state: Mapping[str, Tensor]) -> str:
-    """Guess from the names of its tensors what a state dict belongs to."""
-    classifier = [key for key in state if re.fullmatch(r"cls_head_finetune\.\d+\.weight", key)]
-    if classifier:
-        return f"a classifier with {len(state[classifier[-1]])} classes"
-    if "convs4.weight" in state:
-        return f"a part segmenter with {len(state['convs4.weight'])} parts"
-    if "rec_head_2d.weight" in state:
-        return "an I2P-MAE pre-training model"
-    if "rec_head.weight" in state:
-        return "a Point-M2AE pre-training model"
-    if any(key.startswith("h_encoder.") for key in state):
-        return "an encoder without a head"
-    return "none of our models"
+def point_mae_rules(new: tuple[str, ...] = ()) -> LoadingRules:
+    """Rules of a model with Point-MAE's encoder, which a pre-training checkpoint holds as `MAE_encoder`.
+
+    Args:
+        new: prefixes of its head and own tokens, which a pre-training checkpoint has not.
+    """
+    return LoadingRules(
+        new=new,
+        leftover=POINT_MAE_LEFTOVER,
+        renamed={"MAE_encoder.": "", "base_model.": ""},
+        start_from="a Point-MAE pre-training model with the same encoder",
+        kind=kind_of,
+    )

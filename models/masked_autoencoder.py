@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from extensions.chamfer_dist import chamfer
 from models.encoder import EncodedLevel, HierarchicalEncoder, check_encoder
+from models.initialisation import init_xavier_uniform
 from models.loading import loading_rules
-from models.masking import draw_mask
+from models.masking import check_mask, count_visible, draw_mask
 from models.propagation import TokenPropagation
 from models.tokenizer import Group, PointwiseConv, group_levels
 from models.transformer import BlockStack, drop_path_rates, positional_embedding
@@ -63,11 +64,8 @@ class MaskedAutoencoder(nn.Module):
             if len(values) != len(decoder_dims):
                 raise ValueError(f"{name} must hold {len(decoder_dims)} values, coarse to fine, got {list(values)}")
         self.num_groups, self.group_sizes, self.decoder_dim = tuple(num_groups), tuple(group_sizes), decoder_dims[-1]
-        self.num_visible = num_groups[-1] - int(mask_ratio * num_groups[-1])
-        if not 0 < self.num_visible < num_groups[-1]:
-            raise ValueError(
-                f"mask_ratio {mask_ratio} masks none or all of {num_groups[-1]} tokens; choose between 0 and 1"
-            )
+        self.num_visible = count_visible(mask_ratio, num_groups[-1])
+        self.num_tokens = num_groups[1]  # among which `visible_tokens` counts
 
         self.h_encoder = HierarchicalEncoder(encoder_dims, encoder_depths, num_heads, drop_path_rate)
         self.mask_token = nn.Parameter(torch.zeros(1, decoder_dims[0]))
@@ -79,7 +77,7 @@ class MaskedAutoencoder(nn.Module):
         self.token_prop = nn.ModuleList([TokenPropagation(decoder_dims[0], decoder_dims[1], decoder_up_blocks[0])])
         self.decoder_norm = nn.LayerNorm(self.decoder_dim)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.h_decoder.apply(_init_decoder_weights)
+        self.h_decoder.apply(init_xavier_uniform)
 
     def group(self, points: Tensor) -> list[Group]:
         """Group (B, N, 3) points into the three levels, fine to coarse."""
@@ -101,14 +99,7 @@ class MaskedAutoencoder(nn.Module):
         """
         if coarse_mask is None:
             return draw_mask(logits, self.num_visible, generator)
-        if coarse_mask.shape != logits.shape or coarse_mask.dtype != torch.bool:
-            raise ValueError(
-                f"coarse_mask must be bool {tuple(logits.shape)} with True = masked, "
-                f"got {coarse_mask.dtype} {tuple(coarse_mask.shape)}"
-            )
-        num_masked = coarse_mask.sum(1)
-        if ((num_masked == 0) | (num_masked == coarse_mask.shape[1])).any():
-            raise ValueError("coarse_mask must leave at least one token visible and one masked in every sample")
+        check_mask(coarse_mask, logits.shape, "coarse_mask")
         return coarse_mask
 
     def decode(self, groups: Sequence[Group], encoded: Sequence[EncodedLevel]) -> Tensor:
@@ -192,10 +183,3 @@ def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:
 def visible_tokens(mask: Tensor) -> Tensor:
     """Mean number of visible tokens in a cloud, a 0-d tensor, under a (B, G) mask with True = masked."""
     return (~mask).sum(1).float().mean()
-
-
-def _init_decoder_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -26,6 +26,45 @@ def draw_mask(logits: Tensor, num_visible: int, generator: torch.Generator | Non
     return torch.ones_like(logits, dtype=torch.bool).scatter_(1, visible, False)
 
 
+def draw_block_mask(centers: Tensor, num_visible: int, generator: torch.Generator | None = None) -> Tensor:
+    """Mask the tokens nearest to the centre of one that is drawn uniformly, itself included.
+
+    Args:
+        centers: (B, G, 3).
+        num_visible: tokens that stay visible in each sample.
+        generator: source of randomness on the device of `centers`; None = PyTorch's own.
+
+    Returns:
+        (B, G) bool, True = masked.
+    """
+    batch, groups, _ = centers.shape
+    seed = torch.randint(groups, (batch, 1, 1), generator=generator, device=centers.device)
+    distance = (centers - centers.gather(1, seed.expand(-1, -1, 3))).norm(dim=-1)  # (B, G)
+    masked = distance.topk(groups - num_visible, dim=1, largest=False).indices
+    return torch.zeros_like(distance, dtype=torch.bool).scatter_(1, masked, True)
+
+
+def count_visible(mask_ratio: float, num_tokens: int) -> int:
+    """Return how many of `num_tokens` stay visible; ValueError if `mask_ratio` masks none or all."""
+    num_visible = num_tokens - int(mask_ratio * num_tokens)
+    if not 0 < num_visible < num_tokens:
+        raise ValueError(f"mask_ratio {mask_ratio} masks none or all of {num_tokens} tokens; choose between 0 and 1")
+    return num_visible
+
+
+def check_mask(mask: Tensor, shape: Sequence[int], name: str) -> None:
+    """Refuse a given mask that is not bool, (B, G) as in `shape`, or masks all or none of a sample's tokens.
+
+    Raises:
+        ValueError: naming `name`.
+    """
+    if mask.shape != shape or mask.dtype != torch.bool:
+        raise ValueError(f"{name} must be bool {tuple(shape)} with True = masked, got {mask.dtype} {tuple(mask.shape)}")
+    num_masked = mask.sum(1)
+    if ((num_masked == 0) | (num_masked == mask.shape[1])).any():
+        raise ValueError(f"{name} must leave at least one token visible and one masked in every sample")
+
+
 def propagate_mask(coarse_mask: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
     """Carry the coarse mask down: a finer token is visible if any visible coarser token has it in its neighbourhood.
 

@@ -1,4 +1,6 @@
-"""Carrying features from coarse tokens to finer ones (Point-M2AE, section 3.3)."""
+"""Carrying features from coarse tokens to finer ones (Point-M2AE, section 3.3), or to the points themselves."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -89,3 +91,26 @@ class TokenPropagation(nn.Module):
         x = torch.cat([tokens, interpolated], dim=-1).flatten(0, 1).t()  # (dim + coarse_dim, B·N)
         x = self.extraction(self.fuse(x.unsqueeze(0)))
         return x.squeeze(0).t().unflatten(0, tokens.shape[:2])
+
+
+class PointPropagation(nn.Module):
+    """Carries tokens to all points of a cloud: interpolation beside the coordinates, then two shared layers.
+
+    Args:
+        dim: channels of the tokens.
+        point_dims: channels of the two layers.
+    """
+
+    def __init__(self, dim: int, point_dims: Sequence[int]):
+        super().__init__()
+        wide, out = point_dims
+        self.mlp_convs = nn.ModuleList([nn.Conv1d(3 + dim, wide, 1), nn.Conv1d(wide, out, 1)])
+        self.mlp_bns = nn.ModuleList([nn.BatchNorm1d(wide), nn.BatchNorm1d(out)])
+
+    def forward(self, points: Tensor, centers: Tensor, tokens: Tensor) -> Tensor:
+        """Carry (B, G, dim) tokens at (B, G, 3) centres to (B, N, 3) points; returns (B, point_dims[-1], N)."""
+        interpolated = interpolate_features(points, centers, tokens)
+        x = torch.cat([points, interpolated], dim=-1).transpose(1, 2)  # (B, 3 + dim, N)
+        for conv, bn in zip(self.mlp_convs, self.mlp_bns, strict=True):
+            x = F.relu(bn(conv(x)), inplace=True)
+        return x

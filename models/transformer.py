@@ -63,16 +63,35 @@ class BlockStack(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, num_heads, rate) for rate in drop_paths)
 
-    def forward(self, x: Tensor, position: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Transform (B, L, C) tokens with positional embeddings (B, L, C); `mask` as in `Attention`."""
-        for block in self.blocks:
+    def forward(
+        self, x: Tensor, position: Tensor, mask: Tensor | None = None, first: int = 0, last: int | None = None
+    ) -> Tensor:
+        """Transform tokens by the blocks `first` to `last` − 1, all of them unless said otherwise.
+
+        Args:
+            x: (B, L, C).
+            position: (B, L, C) positional embeddings.
+            mask: as in `Attention`.
+            first: number of the first block that acts, from 0.
+            last: number of the first that does not any more; None = the end.
+
+        Returns:
+            (B, L, C).
+        """
+        for block in list(self.blocks)[first:last]:
             x = block(x + position, mask)
         return x
 
 
-def positional_embedding(dim: int) -> nn.Sequential:
-    """Two layers that embed the absolute coordinates of a token's centre, (…, 3) to (…, dim)."""
-    return nn.Sequential(nn.Linear(3, dim), nn.GELU(), nn.Linear(dim, dim))
+def positional_embedding(dim: int, hidden_dim: int | None = None) -> nn.Sequential:
+    """Two layers that embed the absolute coordinates of a token's centre, (…, 3) to (…, dim).
+
+    Args:
+        dim: channels of the embedding.
+        hidden_dim: channels between the layers, None = `dim`.
+    """
+    hidden_dim = hidden_dim or dim
+    return nn.Sequential(nn.Linear(3, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, dim))
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:

@@ -1,0 +1,46 @@
+"""What a state dict belongs to, guessed from the names of its tensors; a family of models has a function here."""
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+
+def kind_of(state: Mapping[str, Tensor]) -> str:
+    """Guess from the names of its tensors what a state dict belongs to, in words."""
+    return next(filter(None, (recognise(state) for recognise in FAMILIES)), "none of our models")
+
+
+def _point_mae(state: Mapping[str, Tensor]) -> str | None:
+    if any(key.startswith("MAE_decoder.") for key in state):
+        return "a Point-MAE pre-training model"
+    if "blocks.blocks.0.norm1.weight" not in state:  # an encoder of a single scale
+        return None
+    if "propagation_0.mlp_convs.0.weight" in state:
+        return f"a single-scale part segmenter with {len(state['convs3.weight'])} parts"
+    if classes := _classes(state):
+        return f"a single-scale classifier with {classes} classes"
+    return "a single-scale encoder without a head"
+
+
+def _hierarchical(state: Mapping[str, Tensor]) -> str | None:
+    if classes := _classes(state):
+        return f"a classifier with {classes} classes"
+    if "convs4.weight" in state:
+        return f"a part segmenter with {len(state['convs4.weight'])} parts"
+    if "rec_head_2d.weight" in state:
+        return "an I2P-MAE pre-training model"
+    if "rec_head.weight" in state:
+        return "a Point-M2AE pre-training model"
+    if any(key.startswith("h_encoder.") for key in state):
+        return "an encoder without a head"
+    return None
+
+
+def _classes(state: Mapping[str, Tensor]) -> int:
+    """Outputs of the last layer of a classification head, 0 if there is none."""
+    layers = [key for key in state if re.fullmatch(r"cls_head_finetune\.\d+\.weight", key)]
+    return len(state[layers[-1]]) if layers else 0
+
+
+FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_mae, _hierarchical)
