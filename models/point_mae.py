@@ -125,7 +125,7 @@ class Point_MAE(nn.Module):
         """
         group = self.group(points)
         visible, masked = self.split(group, mask, generator)
-        encoded = self.MAE_encoder.encode(group, visible)
+        encoded = self.MAE_encoder.encode_group(group, visible)
         predicted = self.decode(group, encoded, visible, masked)
         loss = self.loss_3d(predicted, group, masked)
         return {"loss": loss, "loss_3d": loss, "visible_tokens": visible_tokens(~visible.valid)}
@@ -194,7 +194,7 @@ class Point_MAE(nn.Module):
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, 2C): mean beside max over all tokens. This pooling is of this project."""
-        tokens = self.MAE_encoder.encode(self.group(points))
+        tokens = self.MAE_encoder.encode_group(self.group(points))
         return torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1)
 
     @torch.no_grad()
@@ -207,7 +207,7 @@ class Point_MAE(nn.Module):
         """
         group = self.group(points)
         visible, masked = self.split(group, mask, None)
-        predicted = self.decode(group, self.MAE_encoder.encode(group, visible), visible, masked)
+        predicted = self.decode(group, self.MAE_encoder.encode_group(group, visible), visible, masked)
         joined = masked.unpack(predicted.flatten(2), onto=group.neighborhoods.flatten(2))
         seen = torch.zeros_like(group.centers[..., 0], dtype=torch.bool)
         return {

@@ -33,7 +33,7 @@ class SingleScaleEncoder(nn.Module):
         self.blocks = BlockStack(dim, num_heads, drop_path_rates(drop_path_rate, [depth])[0])
         self.norm = nn.LayerNorm(dim)
 
-    def encode(self, group: Group, visible: Packing | None = None) -> Tensor:
+    def encode_group(self, group: Group, visible: Packing | None = None) -> Tensor:
         """Encode the visible tokens only.
 
         Args:

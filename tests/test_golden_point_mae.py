@@ -79,8 +79,8 @@ def test_groups_and_tokens(golden, points):
 def test_features_with_nothing_masked(golden, points):
     model = released(golden["config"])
     with torch.no_grad():
-        tokens = model.MAE_encoder.encode(model.group(points))
-        other = model.MAE_encoder.encode(model.group(clouds(2, 1024, seed=43)))
+        tokens = model.MAE_encoder.encode_group(model.group(points))
+        other = model.MAE_encoder.encode_group(model.group(clouds(2, 1024, seed=43)))
         feature = model.encode(points)
     assert_summary(tokens, golden["encoder_unmasked_eval"])
     assert_close(tokens[:, 63, :8], golden["encoder_unmasked_eval_last_token"])
@@ -95,7 +95,7 @@ def test_losses_and_gradients(golden, points, mask, mode):
     model = released(golden["config"], training=mode == "train")
     group = model.group(points)
     visible, masked = Packing.of_levels([mask, ~mask])
-    encoded = model.MAE_encoder.encode(group, visible)
+    encoded = model.MAE_encoder.encode_group(group, visible)
     assert_summary(encoded, official["visible_tokens_after_norm"])
     assert_summary(model.decode(group, encoded, visible, masked), official["predicted_points"])
 

@@ -123,7 +123,7 @@ def build_segmenter(config: dict[str, Any], device: torch.device) -> nn.Module:
     model = build_network(config["model"], "num_parts", MODE).to(device)
     if [getattr(model, name, None) for name in ("num_parts", "num_categories")] != [NUM_PARTS, len(CATEGORIES)]:
         raise ValueError(
-            f"model.NAME is {config['model']['NAME']}, but {MODE} needs Point_M2AE_SEG with num_parts {NUM_PARTS} and "
+            f"model.NAME is {config['model']['NAME']}, but {MODE} needs a segmenter with num_parts {NUM_PARTS} and "
             f"num_categories {len(CATEGORIES)}; choose another config or another mode"
         )
     return model

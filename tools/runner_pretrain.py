@@ -48,7 +48,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         augment = AUGMENTATIONS[config["augmentation"]]
 
         def step(points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-            return over_all_processes(network(augment(points, generator)), model.num_groups[1])
+            return over_all_processes(network(augment(points, generator)), model.num_tokens)
 
         def evaluate() -> float:
             features = svm_features(model, loaders, device)
@@ -65,7 +65,7 @@ def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, 
 
     Args:
         values: what a pre-training model returned.
-        num_tokens: tokens of level 1 in a cloud.
+        num_tokens: tokens in a cloud among which the model counts the visible ones.
 
     Returns:
         The values, with weighted losses. In a single process they are what they were.

@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset
-from models.masked_autoencoder import MaskedAutoencoder
 from tools.evaluation.inference import calibrate_batchnorm, extract_features
 from tools.evaluation.svm import choose_C, linear_svm_accuracy, standardise
 from tools.training.builder import EVALUATION_BATCH_SIZE, evaluation_loader
@@ -43,7 +42,7 @@ def without_teacher(model_config: dict[str, Any]) -> dict[str, Any]:
     return {**model_config, "clip_config": {**model_config["clip_config"], "visual_encoder": None}}
 
 
-def calibrated_svm_accuracy(model: MaskedAutoencoder, config: dict[str, Any]) -> float:
+def calibrated_svm_accuracy(model: nn.Module, config: dict[str, Any]) -> float:
     """Accuracy of a linear SVM on frozen features, the same way for trained and untrained encoders.
 
     BatchNorm statistics are calibrated and features standardised on the labelled training clouds, and C is chosen by

@@ -7,9 +7,8 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.masked_autoencoder import MaskedAutoencoder
 from utils.files import atomic_write
 
 VISIBLE, MASKED, PREDICTED = "tab:blue", "tab:gray", "tab:orange"
@@ -17,7 +16,7 @@ RIGHT, WRONG = "lightgray", "tab:red"
 
 
 @torch.no_grad()
-def draw_reconstructions(model: MaskedAutoencoder, points: Tensor, path: Path) -> None:
+def draw_reconstructions(model: nn.Module, points: Tensor, path: Path) -> None:
     """Write a PNG with a row per cloud: input, visible points, masked points, reconstruction.
 
     Args:

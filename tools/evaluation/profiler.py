@@ -16,9 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import build_model
-from models.masked_autoencoder import MaskedAutoencoder
 from models.masking import draw_mask
-from models.part_segmenter import PartSegmenter
+from models.segmenter import Segmenter
 from models.tokenizer import TokenEmbed
 from utils.tables import format_table
 
@@ -27,9 +26,14 @@ logger = logging.getLogger(__name__)
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
-    "decoder": r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token",
-    "propagation {}": r"propagations\.(\d+)",
-    "head": r"rec_head\w*|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
+    "token embedding": r"(?:MAE_encoder\.)?encoder",
+    "encoder blocks": r"(?:MAE_encoder\.)?(?:pos_embed|blocks)|MAE_encoder\.norm|cls_token|cls_pos",
+    "decoder": (
+        r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token"
+        r"|MAE_decoder(?:\.norm)?|decoder_pos_embed"
+    ),
+    "propagation {}": r"propagations?[._](\d+)",
+    "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
 }
 TEACHER = "teacher (frozen)"
 OWN_LAYERS, OWN_PRODUCTS = "head", "back-projection"  # of what a model's forward multiplies itself
@@ -85,12 +89,13 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
     model = build_untrained(config["model"])
     generator = torch.Generator().manual_seed(seed)
     points = F.normalize(torch.randn(1, num_points, 3, generator=generator), dim=-1)  # clouds are surfaces: a sphere
-    if not isinstance(model, MaskedAutoencoder):
-        inputs = (points, torch.zeros(1, dtype=torch.long)) if isinstance(model, PartSegmenter) else (points,)
+    if not hasattr(model, "encode"):  # no pre-training model
+        inputs = (points, torch.zeros(1, dtype=torch.long)) if isinstance(model, Segmenter) else (points,)
         stages, what = profile(model, *inputs), "forward"
     elif "train" in config["dataset"]:
         mask = draw_mask(torch.zeros(1, model.num_groups[-1]), model.num_visible, generator)
-        stages, what = profile(model, points, mask), f"forward, {model.num_visible} coarse tokens visible"
+        level = "coarse " if len(model.num_groups) > 1 else ""
+        stages, what = profile(model, points, mask), f"forward, {model.num_visible} {level}tokens visible"
     else:
         stages, what = profile(model, points, forward=model.encode), "encode"
     total = sum_up([stage for stage in stages if stage.name != TEACHER])
@@ -220,7 +225,7 @@ def shared_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     if isinstance(module, TokenEmbed):
         batch, groups, members, _ = inputs[0].shape
         return batch * groups * (members - 1) * module.second_conv[0].weight.numel() // 2
-    if isinstance(module, PartSegmenter):
+    if isinstance(module, Segmenter):
         batch, points, _ = inputs[0].shape
         weight = module.convs1.weight
         return batch * (points - 1) * (weight.numel() - weight.shape[0] * module.local_dim)

@@ -68,9 +68,9 @@ def build_network(config: dict[str, Any], trait: str, mode: str) -> nn.Module:
     model = build_model(config)
     if not hasattr(model, trait):
         kind = {
-            "encode": "a pre-training model (I2P_MAE, Point_M2AE)",
+            "encode": "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE)",
             "num_classes": "a classifier",
-            "num_parts": "a part segmenter (Point_M2AE_SEG)",
+            "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG)",
         }[trait]
         raise ValueError(f"model.NAME is {config['NAME']}, but {mode} needs {kind}; choose another config or mode")
     return model
