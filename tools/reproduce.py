@@ -1,4 +1,4 @@
-"""`python -m tools.reproduce`: the published figures of I2P-MAE and Point-M2AE beside what this code gets.
+"""`python -m tools.reproduce`: the published figures of I2P-MAE, Point-M2AE and Point-MAE beside what this code gets.
 
 Finds the data sets and checkpoints on disk, runs what they allow, each as a command of main.py that is printed first,
 and writes the table under experiments/reproduce/. With --plan it only says what it would run and what is missing.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from datasets.synthetic.publish import MARKER
 from tools.evaluation import profiler
-from tools.evaluation.paper_results import DATA_SETS, PUBLISHED, ROWS, Row, Way, look_up
+from tools.evaluation.paper_results import DATA_SETS, PUBLISHED, REPOSITORIES, ROWS, Row, Way, look_up
 from tools.training.launch import launch, shown
 from tools.training.modes import PROFILE
 from tools.training.run import EXPERIMENTS
@@ -32,6 +32,7 @@ RUN_NAME = "reproduce"
 PROFILED = (  # one of each kind of model
     *("fine-tuning/scan_pb", "fine-tuning/modelnet40", "fine-tuning/point-m2ae_modelnet40"),
     *("part-segmentation/i2p-mae", "pre-training/point-m2ae", "pre-training/i2p-mae"),
+    *("point-mae/scan_pb", "point-mae/modelnet40", "point-mae/part-segmentation", "point-mae/pre-train"),
 )
 
 
@@ -129,7 +130,7 @@ def choose_way(row: Row, setup: Setup, weights: dict[str, Path]) -> tuple[Way, l
     for way in row.ways:
         lacks = missing_data(row, setup.data)
         if way.weights and way.weights not in weights:
-            where = f"link in the README of ZrrSkywalker/{row.method}, where released"
+            where = f"link in the README of {REPOSITORIES[row.method]}, where released"
             lacks.append(Lack(str(setup.ckpts / way.weights), where))
         if way.trains and not setup.train:
             lacks.append(Lack("--train", "a flag of this command; trains for hours to days"))
@@ -348,7 +349,7 @@ def cost_table() -> tuple[list[list[str]], list[str]]:
     rows = []
     for name in PROFILED:
         path = f"cfgs/{name}.yaml"
-        results = profiler.run(load_config(path), parse_args(["--config", path, "--profile"]))
+        results = profiler.count(load_config(path), path, parse_args(["--config", path, "--profile"]).seed)
         teacher = [stage for stage in results["stages"] if stage["name"] == profiler.TEACHER]
         for title, cost in zip([f"`{path}`", "its teacher"], [results["total"], *teacher], strict=False):
             billions = [f"{cost[key] / 1e9:.2f}" for key in ("macs", "run_macs", "products")]

@@ -1,4 +1,4 @@
-"""The published figures of I2P-MAE and Point-M2AE, what each needs, and the commands that give it."""
+"""The published figures of I2P-MAE, Point-M2AE and Point-MAE, what each needs, and the commands that give it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -138,22 +138,35 @@ class Method(NamedTuple):
 
     Attributes:
         key: in paper_results.json.
-        name: of its configs for pre-training and part segmentation.
+        repository: where its released checkpoints are linked.
+        name: of its configs for pre-training and part segmentation, or of the folder that holds all of its configs.
         prefix: of its other configs and of its checkpoints.
-        cost_config: the fine-tuning config whose multiply-adds are compared with the published figure.
+        cost_data: the fine-tuning config whose multiply-adds are compared with the published figure.
         part_key: part segmentation in paper_results.json.
+        own_folder: whether its configs have a folder of their own.
+        votes: what the published figure with voting is.
     """
 
     key: str
+    repository: str
     name: str
     prefix: str
-    cost_config: str
+    cost_data: str
     part_key: str
+    own_folder: bool = False
+    votes: str = "best of 49 votes"
 
     @property
     def pretrained(self) -> str:
         """Its pre-training checkpoint."""
         return f"{self.prefix}pre-train.pth"
+
+    def config(self, task: str, data: str = "") -> str:
+        """Its config, without cfgs/ and .yaml, for a task and, where there are several, a data set."""
+        if not self.own_folder:
+            return f"{task}/{self.prefix}{data}" if data else f"{task}/{self.name}"
+        names = {"pre-training": "pre-train", "fine-tuning": data, "linear-svm": f"linear-svm_{data}"}
+        return f"{self.name}/{names.get(task, task)}"
 
     def row(self, key: str, title: str, config: str, data: Sequence[str], *ways: Way) -> Row:
         """Make a row of this method."""
@@ -165,32 +178,37 @@ def costs(method: Method) -> Iterator[Row]:
     parameters = Way(("--profile",), PROFILE, ("total", "parameters"), unit=1e6)
     macs = Way(("--profile",), PROFILE, ("total", "macs"), unit=1e9)
     hours = Way((), "pre-training", ("seconds",), trains=True, makes=method.pretrained, unit=3600.0)
-    yield method.row("params_M", "parameters, M", f"fine-tuning/{method.prefix}scan_pb", [], parameters)
-    yield method.row("gflops", "multiply-adds, G", f"fine-tuning/{method.cost_config}", [], macs)
+    yield method.row("params_M", "parameters, M", method.config("fine-tuning", "scan_pb"), [], parameters)
+    yield method.row("gflops", "multiply-adds, G", method.config("fine-tuning", method.cost_data), [], macs)
     data = ["ShapeNet-55", "ModelNet40 (SVM)"]
-    yield method.row("pretrain_hours_1gpu", "pre-training, hours", f"pre-training/{method.name}", data, hours)
+    yield method.row("pretrain_hours_1gpu", "pre-training, hours", method.config("pre-training"), data, hours)
 
 
 def linear_svms(method: Method) -> Iterator[Row]:
     """Linear SVMs on frozen features."""
+    section = "svm" if "svm" in PUBLISHED[method.key] else "svm_unverified"
     for key, flag, data in (("modelnet40", "modelnet40", "ModelNet40 (SVM)"), ("scan_obj-bg", "scan", "scan_obj-bg")):
         test = Way(("--test_svm", flag), "linear SVM", ("accuracy",), method.pretrained)
-        yield method.row(f"svm.{key}", f"linear SVM, {key}", f"linear-svm/{method.prefix}{key}", [data], test)
+        title, config = f"linear SVM, {key}{doubt_of(section)}", method.config("linear-svm", key)
+        yield method.row(f"{section}.{key}", title, config, [data], test)
 
 
 def classifiers(method: Method) -> Iterator[Row]:
     """Fine-tuned classifiers."""
-    for key in ("modelnet40", "scan_obj-bg", "scan_obj", "scan_pb"):
-        weights, config = f"{method.prefix}{key}.pth", f"fine-tuning/{method.prefix}{key}"
-        data = ["ModelNet40" if key == "modelnet40" else key]
+    for figure in PUBLISHED[method.key]["finetune"]:
+        key = figure.removesuffix("_unverified")
+        if key.endswith("_vote"):
+            continue
+        weights, config = f"{method.prefix}{key}.pth", method.config("fine-tuning", key)
+        data = ["ModelNet40" if key.startswith("modelnet40") else key]
         test = Way(("--test",), "test", ("accuracy",), weights)
         tune = Way(
             ("--finetune_model",), "fine-tuning", ("best_accuracy",), method.pretrained, trains=True, makes=weights
         )
-        yield method.row(f"finetune.{key}", f"fine-tuning, {key}", config, data, test, tune)
-        if key == "modelnet40":
+        yield method.row(f"finetune.{figure}", f"fine-tuning, {key}{doubt_of(figure)}", config, data, test, tune)
+        if f"{key}_vote" in PUBLISHED[method.key]["finetune"]:
             vote = Way(("--test", "--vote"), "test", ("vote", "best_accuracy"), weights)
-            yield method.row(f"finetune.{key}_vote", f"fine-tuning, {key}, best of 49 votes", config, data, vote)
+            yield method.row(f"finetune.{key}_vote", f"fine-tuning, {key}, {method.votes}", config, data, vote)
 
 
 def few_shot(method: Method) -> Iterator[Row]:
@@ -204,28 +222,38 @@ def few_shot(method: Method) -> Iterator[Row]:
             trains=True,
             part=f"{way}way_{shot}shot/*",
         )
-        config = f"few-shot/{method.prefix}modelnet40"
+        config = method.config("few-shot", "modelnet40")
         yield method.row(f"fewshot.{key}", f"few-shot, {way}-way {shot}-shot", config, [f"few-shot {key}"], tune)
 
 
 def part_segmentation(method: Method) -> Iterator[Row]:
     """Part segmentation, both means of the intersection over union."""
     weights = f"{method.prefix}part-segmentation.pth"
-    config, mode = f"part-segmentation/{method.name}", "part segmentation"
-    doubt = " (unverified)" if "unverified" in method.part_key else ""
+    config, mode = method.config("part-segmentation"), "part segmentation"
     for key in ("class_mIoU", "instance_mIoU"):
         test = Way(("--test",), mode, (key,), weights)
         tune = Way(
             ("--finetune_model",), f"{mode}, fine-tuning", ("best", key), method.pretrained, trains=True, makes=weights
         )
-        title = f"{mode}, {key.replace('_', ' ')}{doubt}"
+        title = f"{mode}, {key.replace('_', ' ')}{doubt_of(method.part_key)}"
         yield method.row(f"{method.part_key}.{key}", title, config, ["ShapeNetPart"], test, tune)
 
 
+def doubt_of(key: str) -> str:
+    """What the title of a figure says more, by its key: whether no source was at hand."""
+    return " (unverified)" if key.endswith("_unverified") else ""
+
+
 METHODS = (
-    Method("I2P-MAE", "i2p-mae", "", "scan_pb", "part_seg_unverified"),
-    Method("Point-M2AE", "point-m2ae", "point-m2ae_", "point-m2ae_modelnet40", "part_seg"),
+    Method("I2P-MAE", "ZrrSkywalker/I2P-MAE", "i2p-mae", "", "scan_pb", "part_seg_unverified"),
+    Method("Point-M2AE", "ZrrSkywalker/Point-M2AE", "point-m2ae", "point-m2ae_", "modelnet40", "part_seg"),
+    Method(
+        *("Point-MAE", "Pang-Yatian/Point-MAE", "point-mae", "point-mae_", "scan_pb", "part_seg"),
+        own_folder=True,
+        votes="best of votes (published: of 299, here: of 49)",
+    ),
 )
+REPOSITORIES = {method.key: method.repository for method in METHODS}
 ROWS = tuple(
     row
     for method in METHODS
