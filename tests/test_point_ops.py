@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from extensions.chamfer_dist import chamfer
 from extensions.knn_cuda import KNN
 from extensions.knn_cuda import reference as knn_reference
 from extensions.pointnet2_ops.pointnet2_utils import (
@@ -170,8 +171,9 @@ def test_knn_without_transpose_mode_has_the_points_along_the_last_axis():
 
 @pytest.mark.parametrize("max_distances", [1, 25, 60, 300])
 @pytest.mark.parametrize("k", [1, 5])
-def test_knn_in_chunks_is_the_same(monkeypatch, max_distances, k):
-    ref, query = random_points(5, 20, 3), random_points(5, 7, 3, seed=1)
+@pytest.mark.parametrize("digits", [7, 0])  # rounded to whole numbers, points are equally far
+def test_knn_in_chunks_is_the_same(monkeypatch, max_distances, k, digits):
+    ref, query = (random_points(5, n, 3, seed=n).round(decimals=digits) for n in (20, 7))
     expected = KNN(k, transpose_mode=True)(ref, query)
     monkeypatch.setattr(knn_reference, "MAX_DISTANCES", max_distances)
     distance, index = KNN(k, transpose_mode=True)(ref, query)
@@ -191,7 +193,57 @@ def test_knn_finds_all_duplicates_at_distance_zero():
     cloud = torch.ones(1, 6, 3)
     distance, index = KNN(6, transpose_mode=True)(cloud, cloud[:, :1])
     assert distance.flatten().tolist() == [0] * 6
-    assert sorted(index.flatten().tolist()) == list(range(6))
+    assert index.flatten().tolist() == list(range(6))
+
+
+def lattice(num_points: int, axes: int = 3) -> Tensor:
+    """Two clouds of small integer coordinates, zero beyond the first `axes`: most queries have points equally far."""
+    points = torch.randint(-3, 4, (2, num_points, 3), generator=torch.Generator().manual_seed(0)).float()
+    points[..., axes:] = 0
+    return points
+
+
+def sorted_by_distance_and_index(ref: Tensor, query: Tensor) -> np.ndarray:
+    squared = ((query.numpy()[:, :, None] - ref.numpy()[:, None]) ** 2).sum(-1)  # whole numbers: exact
+    return np.lexsort((np.broadcast_to(np.arange(ref.shape[1]), squared.shape), squared))
+
+
+TIED = {
+    "lattice": lattice(300),
+    "plane": lattice(300, axes=2),
+    "line": lattice(60, axes=1),
+    "duplicates": lattice(7).repeat(1, 9, 1),
+    "one place": torch.ones(2, 40, 3),
+}
+
+
+@pytest.mark.parametrize("k", [1, 2, 8, 16, 40])
+@pytest.mark.parametrize("cloud", TIED.values(), ids=TIED)
+def test_knn_gives_ties_to_the_lowest_index(cloud, k):
+    _, index = KNN(k, transpose_mode=True)(cloud, cloud[:, :30])
+    assert np.array_equal(index, sorted_by_distance_and_index(cloud, cloud[:, :30])[..., :k])
+
+
+@pytest.mark.parametrize("cloud", TIED.values(), ids=TIED)
+def test_three_nn_gives_ties_to_the_lowest_index(cloud):
+    assert np.array_equal(
+        three_nn(cloud[:, :30], cloud)[1], sorted_by_distance_and_index(cloud, cloud[:, :30])[..., :3]
+    )
+
+
+@pytest.mark.parametrize("cloud", TIED.values(), ids=TIED)
+def test_the_nearest_of_a_chamfer_distance_is_the_lowest_index(cloud):
+    _, _, forth, back = chamfer(cloud[:, :30], cloud)
+    assert np.array_equal(forth, sorted_by_distance_and_index(cloud, cloud[:, :30])[..., 0])
+    assert np.array_equal(back, sorted_by_distance_and_index(cloud[:, :30], cloud)[..., 0])
+
+
+def test_knn_puts_nan_last_by_its_index():
+    ref = on_a_line(torch.nan, 2, 1, torch.nan, 2)
+    for k in (4, 5):
+        distance, index = KNN(k, transpose_mode=True)(ref, on_a_line(0))
+        assert index.flatten().tolist() == [2, 1, 4, 0, 3][:k]
+        np.testing.assert_array_equal(distance.flatten(), [1, 2, 2, np.nan, np.nan][:k])
 
 
 @pytest.mark.parametrize(
