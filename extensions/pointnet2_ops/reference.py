@@ -1,4 +1,4 @@
-"""Sampling and searching in plain PyTorch: on any device, memory bounded by chunks.
+"""Sampling and searching in plain PyTorch, on any device, memory bounded by chunks; interpolation with any derivative.
 
 Arguments are taken as checked; see `pointnet2_utils` for what the functions compute.
 """
@@ -55,3 +55,24 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         chunks.append([torch.cat(parts, -1) for parts in zip(*nearest, strict=True)])  # (B, m, 3) each
     squared, index = (torch.cat(parts, 1) for parts in zip(*chunks, strict=True))
     return squared.sqrt_(), index
+
+
+def sum_of_rows(rows: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of three rows each; differentiable in any mode, as often as one likes.
+
+    Args:
+        rows: (R, C).
+        row: (Q, 3) int64 indices into `rows`.
+        weight: (Q, 3).
+
+    Returns:
+        (Q, C).
+    """
+    return (rows[row] * weight.unsqueeze(-1)).sum(1)
+
+
+def sum_of_rows_backward(grad: Tensor, rows: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `sum_of_rows` for the rows and the weights, from that of the sums (Q, C); differentiable in turn."""
+    shares = grad.unsqueeze(1) * weight.unsqueeze(-1)  # (Q, 3, C)
+    grad_rows = torch.zeros_like(rows).index_add(0, row.flatten(), shares.flatten(0, 1))
+    return grad_rows, (grad.unsqueeze(1) * rows[row]).sum(-1)
