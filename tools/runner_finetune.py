@@ -27,7 +27,7 @@ from utils.device import choose_device
 from utils.seed import seed_everything
 
 MODE = FINE_TUNING
-REPEATABLE = True  # --seeds
+mode_of = training_mode  # --seeds
 REQUIRED = (*TO_TRAIN, "npoints", "dataset.test")
 
 
@@ -44,6 +44,8 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
     """
     mode = training_mode(args)
     with open_run(config, args, mode, training=True, part=part) as run:
+        if run.finished:
+            return run.finished
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         train = training_loader(config, args, least=2)

@@ -18,7 +18,7 @@ from tools.training.builder import (
     test_split,
     training_loader,
 )
-from tools.training.modes import PART_SEGMENTATION, TO_TRAIN
+from tools.training.modes import PART_SEGMENTATION, TO_TRAIN, training_mode
 from tools.training.run import open_run
 from tools.training.trainer import Trainer
 from utils.checkpoint import load_weights
@@ -28,7 +28,6 @@ from utils.seed import seed_everything
 logger = logging.getLogger(__name__)
 
 MODE = PART_SEGMENTATION
-REPEATABLE = True  # --seeds
 REQUIRED = (*TO_TRAIN, "dataset.test")
 PICTURE = "parts.png"
 
@@ -53,8 +52,10 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         What `Trainer.fit` returns, its accuracies being instance mIoUs, and what `measure` returns of the "best" and of
         the "final" segmenter on the test split.
     """
-    mode = f"{MODE}, fine-tuning" if args.finetune_model else f"{MODE}, training from scratch"
+    mode = mode_of(args)
     with open_run(config, args, mode, training=True) as run:
+        if run.finished:
+            return run.finished
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = training_loader(config, args, least=2)
@@ -116,6 +117,11 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         run.note_data(test=loader.dataset)
         logger.info("%s\n%s", MODE, score_table(run.tested(tested_on), {"%": scores}))
         return run.finish({"protocol": tested_on, "checkpoint": str(args.ckpts), **scores})
+
+
+def mode_of(args: Namespace) -> str:
+    """Name of what a training command line does."""
+    return f"{MODE}, {training_mode(args)}"
 
 
 def build_segmenter(config: dict[str, Any], device: torch.device) -> nn.Module:
