@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datasets.shapenetpart import CATEGORIES, NUM_PARTS
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.segmentation import measure, score_table
+from tools.training import sanity
 from tools.training.builder import (
     build_network,
     evaluation_loader,
@@ -63,6 +64,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         test_loader = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
         run.note_data(train=loader.dataset, test=test_loader.dataset)
         model = build_segmenter(config, device)
+        sanity.warn(config, model, train=loader.dataset, test=test_loader.dataset)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)
