@@ -85,7 +85,7 @@ class Trainer:
         if self.args.resume:
             resume(state, self.run)
         elif self.args.start_ckpts:
-            logger.info("%s", load_weights(state.model, self.args.start_ckpts, strict=True))
+            self.run.note_weights(load_weights(state.model, self.args.start_ckpts, strict=True))
         with self.stop:
             for epoch in range(state.epoch, max_epoch + 1):
                 self._train(epoch)
