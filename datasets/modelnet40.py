@@ -99,12 +99,16 @@ class ModelNet(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        cloud = self.clouds[index]
-        points = torch.from_numpy(self._read_text(cloud) if isinstance(cloud, Path) else cloud)
+        points = torch.from_numpy(self.cloud(index))
         normalized = normalize_unit_sphere(points[:, :3])
         if self.use_normals:
             normalized = torch.cat([normalized, points[:, 3:]], dim=1)
         return normalized, int(self.labels[index])
+
+    def cloud(self, index: int) -> np.ndarray:
+        """Return a cloud as it is: (n_points, 3 or 6) float32."""
+        cloud = self.clouds[index]
+        return self._read_text(cloud) if isinstance(cloud, Path) else cloud
 
     def _read_text(self, path: Path) -> np.ndarray:
         try:

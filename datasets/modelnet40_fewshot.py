@@ -78,8 +78,12 @@ class ModelNetFewShot(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        points = torch.from_numpy(self.clouds[index])
+        points = torch.from_numpy(self.cloud(index))
         return torch.cat([normalize_unit_sphere(points[:, :3]), points[:, 3:]], dim=1), int(self.labels[index])
+
+    def cloud(self, index: int) -> np.ndarray:
+        """Return a cloud as it is: (n_points, 3 or 6) float32."""
+        return self.clouds[index]
 
 
 def fold_name(way: int, shot: int, fold: int) -> str:

@@ -1,17 +1,21 @@
 """Border checks. Every file of a data set is read through here, because it may be missing, damaged or hostile."""
 
 import json
+import logging
 import math
 import os
 import pickle
 import pickletools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
 import h5py
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 WAY_OUT = "see data/README.md for what goes where, or run `python -m datasets.synthetic --root data` for stand-ins"
 MAX_BYTES = 8 * 2**30  # the largest published file, ModelNet40's training .dat, holds 2 GiB
@@ -145,6 +149,7 @@ def read_lines(path: Path, key: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise ValueError(f"{path}: the list is empty; {WAY_OUT}")
+    _warn_of_repetition(lines, path)
     return lines
 
 
@@ -164,7 +169,17 @@ def read_json_list(path: Path, key: str) -> list[str]:
         raise ValueError(f"{path}: not a JSON file ({error}); {WAY_OUT}") from error
     if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
         raise ValueError(f"{path}: expected a list of one or more strings; {WAY_OUT}")
+    _warn_of_repetition(content, path)
     return content
+
+
+def _warn_of_repetition(entries: list[str], path: Path) -> None:
+    """Say that a list names something more than once: it would count so often."""
+    if repeated := [entry for entry, count in Counter(entries).items() if count > 1]:
+        logger.warning(
+            "%s lists %d of its %d entries more than once, first %s; delete the repetitions",
+            *(path, len(repeated), len(entries), repeated[0]),
+        )
 
 
 def read_table(path: Path, columns: int, key: str) -> np.ndarray:

@@ -44,7 +44,13 @@ class HierarchicalEncoder(nn.Module):
         num_heads: attention heads of every block.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 over all blocks.
         norms: whether each level's output is normalised (`encoder_norms`).
+
+    Attributes:
+        padding_radius: per level; under a mask, padding acts as a token at the origin on the tokens whose centres are
+            strictly nearer than this. 0 = padding does not act.
     """
+
+    padding_radius: Sequence[float] = (0.0,) * NUM_LEVELS
 
     def __init__(
         self,
@@ -92,8 +98,13 @@ class HierarchicalEncoder(nn.Module):
         for level, (group, mask, packing) in enumerate(zip(groups, masks, packings, strict=True)):
             if level > 0 or tokens is None:
                 tokens = self._embed(level, group, tokens)
-            position = self.encoder_pos_embeds[level](packing.pack(group.centers))
-            visible = self.encoder_blocks[level](packing.pack(tokens), position, packing.attention_mask)
+            visible, centers, attention_mask = packing.pack(tokens), packing.pack(group.centers), packing.attention_mask
+            if attention_mask is not None and self.padding_radius[level] > 0:
+                padding = ~packing.valid.unsqueeze(-1)
+                visible, centers = visible.masked_fill(padding, 0), centers.masked_fill(padding, 0)
+                attention_mask = _leaking_attention_mask(packing.valid, centers, self.padding_radius[level])
+            position = self.encoder_pos_embeds[level](centers)
+            visible = self.encoder_blocks[level](visible, position, attention_mask)
             tokens = packing.unpack(visible, onto=tokens)
             if self.encoder_norms is not None:
                 visible = self.encoder_norms[level](visible)
@@ -127,6 +138,23 @@ def local_attention_mask(centers: Tensor, radius: float) -> Tensor | None:
         return None
     distance = torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
     return (distance < radius).unsqueeze(1)
+
+
+def _leaking_attention_mask(valid: Tensor, centers: Tensor, radius: float) -> Tensor:
+    """Which padding acts as released: on, and as, a query whose centre is nearer than `radius`.
+
+    Args:
+        valid: (B, L) bool, True = a visible token, False = padding.
+        centers: (B, L, 3), those of padding at the origin.
+        radius: positive.
+
+    Returns:
+        (B, 1, L, L) bool, True = the query may attend to the key: both are visible tokens, or their centres are near.
+    """
+    both_visible = valid[:, None, :, None] & valid[:, None, None, :]
+    near = local_attention_mask(centers, radius)
+    assert near is not None
+    return both_visible | near
 
 
 def check_encoder(

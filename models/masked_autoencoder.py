@@ -27,7 +27,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_up_blocks: residual layers of each step from a decoder level to the next; the first is used.
         drop_path_rate: stochastic depth of the last block, of the encoder and of the decoder each.
         num_heads: attention heads of every block.
-        local_radius: part of the released configs; it does not act in pre-training (docs/FIDELITY.md).
+        local_radius: part of the released configs; checked, and nothing more (docs/FIDELITY.md, row 12).
 
     Raises:
         ValueError: if the sizes do not fit each other.

@@ -1,5 +1,6 @@
 """Point-M2AE (NeurIPS 2022): masked autoencoding of point clouds under a random multi-scale mask."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,25 @@ class Point_M2AE(MaskedAutoencoder):
     As released, a masked token predicts `group_sizes[0]` points, compared with its `group_sizes[1]` true neighbours.
 
     Args:
+        padding_leak: let `local_radius` act as released (docs/FIDELITY.md, row 12): where the clouds of a batch keep
+            different numbers of tokens, the shorter are padded with tokens at the origin, and tokens nearer to it than
+            the radius of their level attend to these. What comes of a cloud then depends on the rest of its batch.
+        local_radius: per level, fine to coarse; without `padding_leak` it does not act.
         **settings: those of `MaskedAutoencoder`.
+
+    Raises:
+        ValueError: if the sizes do not fit each other, or `padding_leak` finds no radius to act with.
     """
 
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
+    def __init__(self, padding_leak: bool = False, local_radius: Sequence[float] = (0.0, 0.0, 0.0), **settings: Any):
+        super().__init__(local_radius=local_radius, **settings)
+        if padding_leak and not any(local_radius):
+            raise ValueError(
+                f"padding_leak: true acts through local_radius, which is {list(local_radius)}; give the released "
+                "[0.32, 0.64, 1.28], or leave padding_leak out"
+            )
+        if padding_leak:
+            self.h_encoder.padding_radius = tuple(local_radius)
         self.rec_head = PointwiseConv(self.decoder_dim, 3 * self.group_sizes[0])
 
     def forward(

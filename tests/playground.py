@@ -147,6 +147,12 @@ def results_of_folder(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Everything that a run leaves, by its place under its folder; logs and the lock are of the command."""
+    places = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log" and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in places}
+
+
 def refuse(capsys, config: str, *flags: object, exp_name: str = "refused") -> str:
     """Run, check that it fails as it should, return the message."""
     capsys.readouterr()

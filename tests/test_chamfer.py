@@ -146,6 +146,7 @@ def test_ignore_zeros_refuses_a_cloud_of_nothing_else(name):
         ((1, 4, 3), (4, 3), r"xyz2 must be .*\(4, 3\)"),
         ((1, 0, 3), (1, 4, 3), "at least one point"),
         ((2, 4, 3), (1, 4, 3), "same batch size, got 2 and 1"),
+        ((0, 4, 3), (0, 5, 3), r"no mean over an empty batch: xyz1 is \(0, 4, 3\)"),
     ],
 )
 def test_shapes_are_checked(metric, x, y, message):

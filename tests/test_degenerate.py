@@ -4,10 +4,19 @@ import pytest
 import torch
 
 from datasets.transforms import normalize_unit_sphere, random_subset, scale_and_rotate, scale_and_translate
-from extensions.chamfer_dist import ChamferDistanceL1, ChamferDistanceL2
-from extensions.emd import earth_mover_distance
+from extensions.chamfer_dist import ChamferDistanceL1, ChamferDistanceL2, ChamferDistanceL2_split, chamfer
+from extensions.emd import earth_mover_distance, emd, exact_earth_mover_distance
 from extensions.knn_cuda import KNN
-from extensions.pointnet2_ops.pointnet2_utils import ball_query, furthest_point_sample, three_nn
+from extensions.pointnet2_ops.pointnet2_utils import (
+    GroupAll,
+    QueryAndGroup,
+    ball_query,
+    furthest_point_sample,
+    gather_operation,
+    grouping_operation,
+    three_interpolate,
+    three_nn,
+)
 from models import build_model
 from models.projection import project
 from models.propagation import interpolate_features
@@ -142,6 +151,50 @@ def test_interpolated_features_are_finite(cloud):
     torch.testing.assert_close(interpolated.detach(), torch.ones(3, POINTS, 5))
     interpolated.sum().backward()
     assert features.grad.isfinite().all()
+
+
+def no(*shape):
+    """Clouds or features of an empty batch."""
+    return torch.empty(0, *shape, requires_grad=True)
+
+
+def no_index(*shape):
+    return torch.empty(0, *shape, dtype=torch.int64)
+
+
+EMPTY = {  # the call, and the shape of each result after B = 0
+    "furthest_point_sample": (lambda: furthest_point_sample(no(5, 3), 2), [(2,)]),
+    "ball_query": (lambda: ball_query(1.0, 4, no(5, 3), no(2, 3)), [(2, 4)]),
+    "three_nn": (lambda: three_nn(no(5, 3), no(4, 3)), [(5, 3), (5, 3)]),
+    "gather_operation": (lambda: gather_operation(no(6, 5), no_index(2)), [(6, 2)]),
+    "grouping_operation": (lambda: grouping_operation(no(6, 5), no_index(2, 4)), [(6, 2, 4)]),
+    "three_interpolate": (lambda: three_interpolate(no(6, 5), no_index(2, 3), no(2, 3)), [(6, 2)]),
+    "QueryAndGroup": (lambda: QueryAndGroup(1.0, 4)(no(5, 3), no(2, 3), no(6, 5)), [(9, 2, 4)]),
+    "GroupAll": (lambda: GroupAll()(no(5, 3), None, no(6, 5)), [(9, 1, 5)]),
+    "KNN": (lambda: KNN(4, transpose_mode=True)(no(5, 3), no(2, 3)), [(2, 4), (2, 4)]),
+    "chamfer": (lambda: chamfer(no(5, 3), no(4, 3)), [(5,), (4,), (5,), (4,)]),
+    "emd": (lambda: emd(no(5, 3), no(4, 3)), [(), (10, 5), (10, 4)]),
+    "exact_earth_mover_distance": (lambda: exact_earth_mover_distance(no(5, 3), no(5, 3)), [()]),
+}
+
+
+@pytest.mark.parametrize("operation", EMPTY)
+def test_an_empty_batch_gives_empty_results_and_gradients(operation):
+    call, shapes = EMPTY[operation]
+    results = call()
+    results = results if isinstance(results, tuple) else (results,)
+    assert [tuple(result.shape) for result in results] == [(0, *shape) for shape in shapes]
+    for result in results:
+        if result.requires_grad:
+            result.sum().backward(retain_graph=True)
+
+
+@pytest.mark.parametrize(
+    "metric", [ChamferDistanceL1, ChamferDistanceL2, ChamferDistanceL2_split, earth_mover_distance]
+)
+def test_there_is_no_mean_over_an_empty_batch(metric):
+    with pytest.raises(ValueError, match=r"there is no mean over an empty batch: xyz1 is \(0, 5, 3\)"):
+        metric()(no(5, 3), no(4, 3))
 
 
 # ---------------------------------------------------------------------------------------------------- normalisation

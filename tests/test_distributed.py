@@ -33,7 +33,7 @@ from tools import runner_pretrain
 from tools.evaluation import classification
 from tools.evaluation.inference import evaluate
 from tools.runner_pretrain import over_all_processes
-from tools.training import state
+from tools.training import run as training_run
 from tools.training.builder import TrainingLoader, parallel
 from tools.training.engine import train_one_epoch
 from tools.training.trainer import Trainer
@@ -371,7 +371,7 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(trained, here, tmp_path, c
 
 
 def resumed_slowly(*command):
-    read = state.read_checkpoint
+    read = training_run.read_checkpoint
 
     def slow(path):
         try:
@@ -380,7 +380,7 @@ def resumed_slowly(*command):
             time.sleep(0.5 * rank())  # until the main process has put the file aside
             raise
 
-    state.read_checkpoint = slow
+    training_run.read_checkpoint = slow
     return run(*command)
 
 

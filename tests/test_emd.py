@@ -4,6 +4,7 @@ The float64 reference is the definition of right. In float32 about 1e-7 is left 
 later rounds match this remainder: the cost then agrees to about 1e-5, the matching to about 1e-4.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import extensions.emd
-from extensions.emd import KERNELS, earth_mover_distance, emd, emd_gradient, reference
+from extensions.emd import KERNELS, earth_mover_distance, emd, emd_gradient, exact_earth_mover_distance, reference
 from tests.emulation import BACKENDS, kernel_names, use_backend
 from tests.golden import fixtures
 from tests.golden_numbers import load
@@ -144,11 +145,82 @@ def test_the_order_of_points_does_not_matter(seed, n, m):
     torch.testing.assert_close(emd(*shuffled)[0], emd(xyz1, xyz2)[0])
 
 
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_transpose_takes_the_coordinates_as_rows(seed):
+    xyz1, xyz2 = pair(2, 5, 3, seed)  # (B, 3, 3) is told apart by the argument alone
+    expected = earth_mover_distance()(xyz1, xyz2)
+    assert earth_mover_distance()(xyz1.transpose(1, 2), xyz2.transpose(1, 2), transpose=True) == expected
+    assert earth_mover_distance()(xyz1, xyz2, False) == expected
+
+
 def test_coincident_clouds_cost_nothing():
     xyz = torch.ones(1, 7, 3)
     cost, *gradients = cost_and_gradients(xyz, xyz)
     assert cost.tolist() == [0]
     assert not any(gradient.any() for gradient in gradients)
+
+
+# The exact distance
+
+
+def test_exact_distance_by_hand():
+    # 0 → 1, 1 → 2 costs 1 + 1; 0 → 2, 1 → 1 would cost 4 + 0
+    assert exact_earth_mover_distance(on_a_line(0, 1), on_a_line(2, 1)).tolist() == [1]
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 6))
+def test_exact_distance_is_the_least_over_all_assignments(seed, n):
+    xyz1, xyz2 = pair(2, n, n, seed)
+    for x, y, exact in zip(xyz1.double(), xyz2.double(), exact_earth_mover_distance(xyz1, xyz2), strict=True):
+        costs = [(x - y[list(order)]).square().sum().item() / n for order in itertools.permutations(range(n))]
+        assert exact.item() == pytest.approx(min(costs), rel=1e-12)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), n=st.integers(1, 40))
+def test_the_approximation_is_no_less_than_the_exact_distance(seed, n):
+    xyz1, xyz2 = pair(2, n, n, seed, torch.float64)
+    assert (emd(xyz1, xyz2)[0] / n >= exact_earth_mover_distance(xyz1, xyz2) * (1 - 1e-6)).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "exponent", "ratio"),  # radii are uniform numbers to this power: in the ball, on the sphere
+    [(64, 1 / 3, 2.0), (64, 0, 2.1), (256, 1 / 3, 2.6), (256, 0, 3.3)],
+)
+def test_the_approximation_is_as_far_from_the_optimum_as_its_docstring_says(n, exponent, ratio):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(2, 20, n, 3, generator=generator, dtype=torch.float64)
+    points = points / points.norm(dim=-1, keepdim=True) * torch.rand(2, 20, n, 1, generator=generator) ** exponent
+    ratios = emd(*points)[0] / n / exact_earth_mover_distance(*points)
+    assert ratios.mean().item() == pytest.approx(ratio, rel=0.06)
+
+
+def test_the_approximation_is_near_the_optimum_between_a_cloud_and_itself_slightly_moved():
+    xyz, noise = pair(4, 64, 64, dtype=torch.float64)
+    moved = xyz + 0.01 * noise
+    torch.testing.assert_close(emd(xyz, moved)[0] / 64, exact_earth_mover_distance(xyz, moved), rtol=0.05, atol=0)
+
+
+def test_exact_distance_keeps_the_device_and_takes_what_has_gradients():
+    xyz1, xyz2 = pair(2, 4, 4)
+    distance = exact_earth_mover_distance(xyz1.half().requires_grad_(), xyz2)
+    assert (distance.dtype, distance.device, distance.requires_grad) == (torch.float64, xyz1.device, False)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.zeros(1, 4, 3), torch.zeros(1, 5, 3), "clouds of one size, got 4 and 5 points"),
+        (torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), r"xyz1 must be \(B, n, 3\)"),
+        (torch.zeros(1, 4, 3), torch.full((1, 4, 3), torch.nan), "finite coordinates, xyz2 has others"),
+        (torch.full((1, 4, 3), torch.inf), torch.zeros(1, 4, 3), "finite coordinates, xyz1 has others"),
+    ],
+)
+def test_exact_distance_refuses(x, y, message):
+    with pytest.raises(ValueError, match=message):
+        exact_earth_mover_distance(x, y)
 
 
 # Gradients and operators
@@ -192,12 +264,37 @@ def test_one_cloud_alone_gets_its_gradient(wanted):
     assert torch.equal(clouds[wanted].grad, both[wanted])
 
 
+def test_derivatives_beyond_the_backward_pass_hold_the_matching_constant(device):
+    xyz1, xyz2 = (points.to(device) for points in pair(2, 6, 40))
+    with torch.no_grad():
+        _, r, t = emd(xyz1, xyz2)
+    match = matching(xyz1, xyz2, r, t)
+
+    def written_out(x: Tensor, y: Tensor) -> Tensor:
+        return (match * (x.unsqueeze(2) - y.unsqueeze(1)).square().sum(-1)).sum((1, 2)).mean() / 6
+
+    def derivatives(distance, x: Tensor, y: Tensor) -> list[Tensor]:
+        leaves = (x.clone().requires_grad_(), y.clone().requires_grad_())
+        gradients = torch.autograd.grad(distance(*leaves), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), leaves)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, x.cos())
+            tangent = torch.autograd.forward_ad.unpack_dual(distance(dual, y)).tangent
+        transformed = torch.func.grad(distance, (0, 1))(x, y)
+        hessian = torch.func.hessian(distance)(x, y)
+        return [*gradients, *second, tangent, *transformed, hessian]
+
+    expected = derivatives(written_out, xyz1.double().cpu(), xyz2.double().cpu())
+    for value, correct in zip(derivatives(earth_mover_distance(), xyz1, xyz2), expected, strict=True):
+        assert_near(value.detach(), correct.detach(), MATCHING)
+
+
 def test_operators_keep_their_contracts():
     xyz1, xyz2 = pair(2, 5, 3)
     _, r, t = emd(xyz1, xyz2)
     torch.library.opcheck(emd_gradient, (xyz1, xyz2, r, t, torch.ones(2)))
-    torch.library.opcheck(emd, (xyz1, xyz2))
-    torch.library.opcheck(emd, (xyz1.requires_grad_(), xyz2.requires_grad_()))
+    torch.library.opcheck(extensions.emd._emd, (xyz1, xyz2))
+    torch.library.opcheck(extensions.emd._emd, (xyz1.requires_grad_(), xyz2.requires_grad_()))
 
 
 def test_under_compile():
@@ -314,6 +411,12 @@ def test_float64_is_not_rounded_to_what_kernels_take(device):
     assert distance.item() == pytest.approx(reference.transport(xyz1, xyz2)[0].item() / 20, rel=1e-12)
 
 
+def test_an_empty_batch_costs_nothing(device):
+    clouds = [torch.empty(0, n, 3, device=device) for n in (4, 5)]
+    cost, grad1, grad2 = cost_and_gradients(*clouds)
+    assert [tuple(x.shape) for x in (cost, grad1, grad2)] == [(0,), (0, 4, 3), (0, 5, 3)]
+
+
 def test_every_kernel_runs(device):
     if device == "cuda":
         pytest.skip("the emulation counts the kernels, a GPU does not")
@@ -340,8 +443,8 @@ def test_on_a_gpu_kernels_run_on_the_current_stream():
     [
         ((1, 4, 2), (1, 4, 3), r"xyz1 must be \(B, n, 3\).*\(1, 4, 2\)"),
         ((1, 4, 3), (4, 3), r"xyz2 must be .*\(4, 3\)"),
-        ((1, 0, 3), (1, 4, 3), r"at least 1, got \(1, 0, 3\)"),
-        ((0, 4, 3), (0, 4, 3), r"at least 1, got \(0, 4, 3\)"),
+        ((1, 0, 3), (1, 4, 3), r"at least one point, got \(1, 0, 3\)"),
+        ((0, 4, 3), (0, 4, 3), r"no mean over an empty batch: xyz1 is \(0, 4, 3\)"),
         ((2, 4, 3), (1, 4, 3), "same batch size, got 2 and 1"),
     ],
 )
@@ -353,3 +456,13 @@ def test_shapes_are_checked(x, y, message):
 def test_devices_are_checked():
     with pytest.raises(ValueError, match="on one device, got cpu and meta"):
         earth_mover_distance()(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, device="meta"))
+
+
+def test_transposed_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"xyz2 must be \(B, 3, n\) where transpose is True, got \(1, 4, 3\)"):
+        earth_mover_distance()(torch.zeros(1, 3, 4), torch.zeros(1, 4, 3), transpose=True)
+
+
+def test_the_module_is_not_the_function_of_its_name():
+    with pytest.raises(TypeError, match=r"earth_mover_distance\(\)\(xyz1, xyz2, transpose=False\)"):
+        earth_mover_distance(torch.zeros(1, 4, 3), torch.zeros(1, 4, 3), transpose=False)

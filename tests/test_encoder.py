@@ -1,5 +1,7 @@
 """The hierarchical encoder: padding and masked tokens have no say, levels merge as described, initialisation."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,8 +53,62 @@ def test_padding_has_no_influence(encoder, groups, uneven_mask):
             torch.testing.assert_close(batch_level.tokens[b, valid], level.tokens[0], rtol=1e-4, atol=1e-5)
 
 
-def test_masked_tokens_do_not_enter_attention(encoder, groups, uneven_mask):
+@pytest.fixture(scope="module")
+def leaking_encoder() -> HierarchicalEncoder:
+    """Two blocks at level 0, so that it shows what padding itself attends to."""
+    torch.manual_seed(0)
+    leaking = HierarchicalEncoder(DIMS, (2, 1, 1), num_heads=3).eval().requires_grad_(False)
+    leaking.padding_radius = (1.3, 0.0, 2.0)
+    return leaking
+
+
+def with_padding_radius(encoder: HierarchicalEncoder, *radii: float) -> HierarchicalEncoder:
+    encoder = copy.deepcopy(encoder)
+    encoder.padding_radius = radii
+    return encoder
+
+
+def test_padding_that_acts_is_a_token_at_the_origin(leaking_encoder, groups, uneven_mask):
+    """The blocks of level 0 over the visible tokens of a sample, then its padding, by a mask that is spelled out."""
+    level = leaking_encoder(groups, uneven_mask)[0]
+    counts = (~level.mask).sum(1).tolist()
+    raw = leaking_encoder.token_embed[0](groups[0].neighborhoods)
+    reached = 0
+    for b, count in enumerate(counts):
+        padding = torch.zeros(max(counts) - count, 3)
+        centers = torch.cat([groups[0].centers[b, ~level.mask[b]], padding])
+        tokens = torch.cat([raw[b, ~level.mask[b]], padding.new_zeros(len(padding), DIMS[0])])
+        allowed = torch.zeros(max(counts), max(counts), dtype=torch.bool)
+        for i, query in enumerate(centers):
+            for j, key in enumerate(centers):
+                allowed[i, j] = (i < count and j < count) or (query - key).norm() < 1.3
+        reached += int(allowed[:count, count:].any(1).sum())
+        assert count == max(counts) or not allowed[:count, count:].all()
+        position = leaking_encoder.encoder_pos_embeds[0](centers)
+        expected = leaking_encoder.encoder_blocks[0](tokens[None], position[None], allowed[None, None])[0, :count]
+        expected = leaking_encoder.encoder_norms[0](expected)
+        torch.testing.assert_close(level.tokens[b, :count], expected, rtol=1e-4, atol=1e-5)
+    assert reached > 5
+
+
+@pytest.mark.parametrize("acting", range(3))
+def test_padding_acts_where_its_radius_is_positive(encoder, groups, uneven_mask, acting):
+    leaking = with_padding_radius(encoder, *(2.0 * (level == acting) for level in range(3)))
+    levels = zip(encoder(groups, uneven_mask), leaking(groups, uneven_mask), strict=True)
+    same = [torch.equal(plain.scattered(), other.scattered()) for plain, other in levels]
+    assert same == [level < acting for level in range(3)]
+
+
+def test_without_padding_none_acts(encoder, groups, uneven_mask):
+    alone, mask = sample(groups, 1), uneven_mask[1:2]
+    for plain, other in zip(encoder(alone, mask), with_padding_radius(encoder, 2, 2, 2)(alone, mask), strict=True):
+        assert torch.equal(plain.tokens, other.tokens)
+
+
+@pytest.mark.parametrize("name", ["encoder", "leaking_encoder"])
+def test_masked_tokens_do_not_enter_attention(request, name, groups, uneven_mask):
     """At level 0, the points of a masked group may be anything: the visible tokens stay as they are."""
+    encoder = request.getfixturevalue(name)
     before = encoder(groups, uneven_mask)[0]
     finest = groups[0]
     moved = torch.where(before.mask[:, :, None, None], 5.0, finest.neighborhoods)

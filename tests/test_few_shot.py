@@ -17,6 +17,7 @@ from datasets.few_shot_splits import write_folds
 from datasets.synthetic import write_fewshot, write_modelnet
 from datasets.transforms import AUGMENTATIONS
 from datasets.untrusted import load_pickle
+from tests.playground import files_of
 from tools import runner_few_shot, runner_finetune, runner_test
 from tools.runner_few_shot import Task, choose_tasks, summarise, table_of
 from tools.training.builder import check_config
@@ -407,6 +408,37 @@ def test_finished_folds_of_another_config_are_named(here, caplog):
     assert "another config" not in caplog.text
     run("changed", "--resume", way=2, fold=0, npoints=24)
     assert "changed/2way_3shot/fold0 was run with another config and stays as it is" in caplog.text
+
+
+def test_finished_folds_stay_as_they_are(whole, caplog):
+    before = files_of(folder_of("whole"))
+    assert run("whole", "--resume") == whole
+    assert "whole is finished: experiments/few-shot/tiny/whole/results.json stays as it is" in caplog.text
+    with pytest.raises(ValueError, match=r"whole/2way_3shot/fold0 holds a run that began otherwise .*: seed 0 → 7; "):
+        run("whole", "--resume", "--seed", 7)
+    weights = folder_of("whole") / "3way_3shot/fold1/ckpt-last.pth"
+    with pytest.raises(ValueError, match=r"mode training from scratch → fine-tuning; checkpoint none → "):
+        run("whole", "--resume", "--finetune_model", "--ckpts", weights)
+    assert files_of(folder_of("whole")) == before
+
+
+def test_folds_of_one_table_share_what_they_kept(here, caplog):
+    run("mixed", "--seed", 7, way=2, fold=0)
+    with pytest.raises(ValueError, match=r"mixed/2way_3shot/fold0 holds .*: seed 7 → 0; "):
+        run("mixed", "--seed", 0, way=2, fold=1)
+    assert not (folder_of("mixed") / "2way_3shot/fold1").exists()
+    run("mixed", way=2, fold=1)
+    assert "as the run in experiments/few-shot/tiny/mixed/2way_3shot/fold0 began: --seed 7" in caplog.text
+    for part in ("2way_3shot/fold0", "2way_3shot/fold1", "."):
+        (results,) = json.loads((folder_of("mixed") / part / "results.json").read_text()).values()
+        assert results["about"]["seed"] == 7
+
+
+def test_a_fold_to_resume_is_compared_before_another_is_trained(here):
+    run("later", "--seed", 7, way=3, fold=0)
+    with pytest.raises(ValueError, match=r"later/3way_3shot/fold0 holds .*: seed 7 → 0; "):
+        run("later", "--resume", "--seed", 0, max_epoch=2)
+    assert not (folder_of("later") / "2way_3shot").exists()
 
 
 def test_a_dry_run_tries_one_fold(here, monkeypatch):

@@ -149,9 +149,14 @@ def test_losses_and_gradients(golden, points, mask, mode):
         assert_figure(model.get_parameter(name).grad.norm(), norm, tolerance)
 
 
-def test_point_m2ae(points, mask):
+RELEASED_RADII = [0.32, 0.64, 1.28]
+
+
+@pytest.mark.parametrize("radii", [[0, 0, 0], RELEASED_RADII], ids=str)
+def test_point_m2ae(points, mask, radii):
+    """The official model with its radii off; ours gives the same whatever its radii, which do not act by default."""
     golden = load("point_m2ae_pretrain")
-    config = golden["config"] | {"local_radius": [0.32, 0.64, 1.28]}  # as released; they must not act
+    config = golden["config"] | {"local_radius": radii}
     for mode in ("eval", "train"):
         model = fill_parameters(build_model(config)).train(mode == "train")
         assert_keys(model, golden["keys"])
@@ -164,6 +169,24 @@ def test_point_m2ae(points, mask):
                 assert_summary(model.encode(points), golden["svm_feature_2048"])
                 assert_summary(model.encode(clouds(2, 1024, seed=3)), golden["svm_feature_1024"])
     assert sum(p.numel() for p in model.parameters()) == golden["params"]
+
+
+def test_point_m2ae_with_its_radii_acting_as_released(points, mask):
+    golden = load("point_m2ae_radii")["released_radii"]
+    config = {"NAME": "Point_M2AE", "drop_path_rate": 0.0, "local_radius": RELEASED_RADII, "padding_leak": True}
+    assert golden["local_radius"] == RELEASED_RADII
+    for mode in ("train", "eval"):
+        model = fill_parameters(build_model(config)).train(mode == "train")
+        losses = model(points, mask)
+        losses["loss"].backward()
+        assert_figure(losses["loss"], golden[f"{mode}_mode"]["loss"])
+        assert_figure(gradient_norm(model), golden[f"{mode}_mode"]["grad_norm_total"], TOTAL_GRADIENT_TOLERANCE)
+    with torch.no_grad():
+        feature, alone = model.encode(points), model.encode(points[:1])
+    assert list(feature.shape) == golden["feature_shape"]
+    assert_summary(feature, golden["feature"])
+    np.testing.assert_allclose(feature[:, :4], golden["feature_per_cloud_first4"], atol=TOLERANCE)
+    np.testing.assert_allclose(alone[0, :4], golden["feature_of_cloud_0_alone_first4"], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def test_gradcheck(size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(device, size, dtype):
     folded = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in random_pair(*size)]
-    torch.library.opcheck(chamfer, tuple(x.to(device, dtype).requires_grad_() for x in folded))
+    torch.library.opcheck(chamfer_dist._chamfer, tuple(x.to(device, dtype).requires_grad_() for x in folded))
     inputs = backward_inputs(*size)
     torch.library.opcheck(
         chamfer_backward, tuple(x.to(device, dtype) for x in inputs[:4]) + tuple(to(device, *inputs[4:]))
@@ -296,11 +296,22 @@ def test_compiles_into_one_graph(device):
     torch.testing.assert_close(*gradients)
 
 
-def test_a_second_derivative_is_refused():
-    xyz1, xyz2 = (x.requires_grad_() for x in random_pair(1, 4, 5))
-    (gradient,) = torch.autograd.grad(ChamferDistanceL2()(xyz1, xyz2), xyz1, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"chamfer_backward.*no autograd formula"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("size", [(2, 8, 9), (1, 40, 50)], ids=str)
+def test_derivatives_beyond_the_backward_pass_are_those_of_the_reference(device, size):
+    def derivatives(xyz1: Tensor, xyz2: Tensor) -> list[Tensor]:
+        def distance(x: Tensor) -> Tensor:
+            return ChamferDistanceL1()(x, xyz2)
+
+        x = xyz1.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(distance(x), x, create_graph=True)
+        (second,) = torch.autograd.grad(gradient.square().sum(), x)
+        _, tangent = torch.func.jvp(distance, (xyz1,), (xyz1.cos(),))
+        return [gradient.detach(), second, tangent, torch.func.grad(distance)(xyz1)]
+
+    pair = random_pair(*size)
+    expected = derivatives(*(x.double() for x in pair))
+    for mine, correct in zip(derivatives(*to(device, *pair)), expected, strict=True):
+        torch.testing.assert_close(mine.cpu().double(), correct, rtol=1e-4, atol=1e-6)
 
 
 def test_devices_must_match():

@@ -51,6 +51,16 @@ def lattice(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
+def flat(*shape: int, seed: int = 0) -> Tensor:
+    """Points of a lattice in the plane z = 0."""
+    return lattice(*shape, seed=seed) * torch.tensor([1.0, 1.0, 0.0])
+
+
+def duplicates(batch: int, num_points: int, axes: int, seed: int = 0) -> Tensor:
+    """Few places, and several points at each."""
+    return random_points(batch, num_points // 5 + 1, axes, seed=seed).repeat(1, 5, 1)[:, :num_points]
+
+
 def written_out(ref: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Distances summed in the order of the kernel, and a stable sort: ties by the lowest index."""
     x, y, z = (query.unsqueeze(2) - ref.unsqueeze(1)).unbind(-1)  # (B, M, N) each
@@ -72,10 +82,11 @@ def test_neighbours_and_their_order_are_exact(device, make, size):
     assert_same(k_nearest(ref.to(device), query.to(device), k), written_out(ref, query, k))
 
 
+@pytest.mark.parametrize("make", [random_points, lattice, flat, duplicates])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_kernels_agree_with_the_reference(device, size):
+def test_kernels_agree_with_the_reference(device, make, size):
     batch, n, m, k = size
-    ref, query = random_points(batch, n, 3), random_points(batch, m, 3, seed=1)
+    ref, query = make(batch, n, 3), make(batch, m, 3, seed=1)
     distance, index = k_nearest(ref.to(device), query.to(device), k)
     expected_distance, expected_index = reference.k_nearest(ref, query, k)
     torch.testing.assert_close(distance.cpu(), expected_distance)

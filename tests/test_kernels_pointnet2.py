@@ -9,8 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from extensions.knn_cuda import reference as knn_reference
 from extensions.pointnet2_ops import pointnet2_utils, reference
 from extensions.pointnet2_ops.pointnet2_utils import (
+    GroupAll,
+    QueryAndGroup,
     ball_query,
     furthest_point_sample,
     gather_operation,
@@ -205,7 +208,7 @@ def test_searches_in_chunks_are_the_same(monkeypatch):
     points, queries = lattice(3, 30, 3), lattice(3, 11, 3, seed=1)
     expected = call_each_operation(points, queries)
     for max_distances in (1, 200, 1000):
-        monkeypatch.setattr(reference, "MAX_DISTANCES", max_distances)
+        monkeypatch.setattr(knn_reference, "MAX_DISTANCES", max_distances)
         assert all(map(torch.equal, call_each_operation(points, queries), expected))
 
 
@@ -253,6 +256,54 @@ def test_gradients_of_grouping_operation():
     assert torch.autograd.gradcheck(lambda x: grouping_operation(x, idx), (features,))
 
 
+def test_query_and_group_by_hand(device):
+    points, centres = on_a_line(9, 1, 5, 2, 3).to(device), on_a_line(2.5, 20).to(device)
+    features = torch.tensor([[[90.0, 10, 50, 20, 30]]], device=device)
+    grouped, grouped_xyz = QueryAndGroup(1.5, 3, ret_grouped_xyz=True)(points, centres, features)
+    assert grouped.shape == (1, 4, 2, 3)
+    assert grouped[0, 0].tolist() == [[-0.5, 0.5, -0.5], [-11, -11, -11]]  # x less the centre's
+    assert not grouped[0, 1:3].any()  # y and z
+    assert grouped[0, 3].tolist() == [[20, 30, 20], [90, 90, 90]]
+    assert torch.equal(grouped_xyz, grouped[:, :3])
+    assert torch.equal(QueryAndGroup(1.5, 3)(points, centres), grouped_xyz)
+    assert torch.equal(QueryAndGroup(1.5, 3, use_xyz=False)(points, centres, features), grouped[:, 3:])
+
+
+def test_query_and_group_against_a_loop(device):
+    points, centres, features = random_points(2, 50, 3), random_points(2, 7, 3, seed=1), random_points(2, 5, 50, seed=2)
+    grouped = QueryAndGroup(1.0, 4)(*(tensor.to(device) for tensor in (points, centres, features))).cpu()
+    index = reference.ball_query(1.0, 4, points, centres)
+    assert grouped.shape == (2, 8, 7, 4)
+    for b, m, k in itertools.product(range(2), range(7), range(4)):
+        n = index[b, m, k]
+        assert torch.equal(grouped[b, :, m, k], torch.cat([points[b, n] - centres[b, m], features[b, :, n]]))
+
+
+def test_group_all_is_the_whole_cloud():
+    points, features = random_points(2, 9, 3), random_points(2, 5, 9)
+    grouped, grouped_xyz = GroupAll(ret_grouped_xyz=True)(points, None, features)
+    assert torch.equal(grouped.squeeze(2), torch.cat([points.transpose(1, 2), features], 1))
+    assert grouped.shape == (2, 8, 1, 9)
+    assert torch.equal(grouped_xyz, grouped[:, :3])
+    assert torch.equal(GroupAll()(points, points[:, :2]), grouped_xyz)
+    assert torch.equal(GroupAll(use_xyz=False)(points, None, features), grouped[:, 3:])
+
+
+@pytest.mark.parametrize("group", [QueryAndGroup(1.0, 2, use_xyz=False), GroupAll(use_xyz=False)])
+def test_groups_of_nothing_are_refused(group):
+    with pytest.raises(ValueError, match="without features there is nothing to group: pass features, or use_xyz=True"):
+        group(torch.zeros(1, 5, 3), torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize("group", [QueryAndGroup(1.0, 2), GroupAll()])
+@pytest.mark.parametrize("features", [(1, 4, 6), (2, 4, 5), (4, 5)])
+def test_groups_refuse_features_of_another_cloud(group, features):
+    with pytest.raises(
+        ValueError, match=rf"xyz and features must be .* got \(1, 5, 3\) and \({features[0]}, {features[1]}"
+    ):
+        group(torch.zeros(1, 5, 3), torch.zeros(1, 2, 3), torch.zeros(features))
+
+
 def test_three_interpolate_takes_half_precision_features_beside_float32_weights():
     features, weight = random_points(2, 4, 6).bfloat16(), random_points(2, 5, 3, seed=1)
     idx = torch.randint(6, (2, 5, 3), generator=torch.Generator().manual_seed(0))
@@ -291,6 +342,12 @@ def test_ball_query_refuses(radius, nsample, xyz, new_xyz, message):
 def test_searches_refuse_points_on_two_devices():
     with pytest.raises(ValueError, match="1 on cpu and 1 on meta"):
         three_nn(torch.zeros(1, 5, 3), torch.zeros(1, 5, 3, device="meta"))
+
+
+def test_three_interpolate_refuses_weights_on_another_device():
+    idx = torch.zeros(2, 5, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="features and weight must be on one device, got cpu and meta"):
+        three_interpolate(torch.zeros(2, 4, 6), idx, torch.zeros(2, 5, 3, device="meta"))
 
 
 def test_three_interpolate_refuses_indices_of_another_batch():

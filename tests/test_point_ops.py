@@ -1,5 +1,9 @@
 """Farthest point sampling, nearest neighbours, gathering and interpolation against definitions written out."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from extensions.chamfer_dist import chamfer
 from extensions.knn_cuda import KNN
 from extensions.knn_cuda import reference as knn_reference
 from extensions.pointnet2_ops.pointnet2_utils import (
     furthest_point_sample,
     gather_operation,
+    grouping_operation,
     three_interpolate,
     three_nn,
 )
@@ -170,8 +176,9 @@ def test_knn_without_transpose_mode_has_the_points_along_the_last_axis():
 
 @pytest.mark.parametrize("max_distances", [1, 25, 60, 300])
 @pytest.mark.parametrize("k", [1, 5])
-def test_knn_in_chunks_is_the_same(monkeypatch, max_distances, k):
-    ref, query = random_points(5, 20, 3), random_points(5, 7, 3, seed=1)
+@pytest.mark.parametrize("digits", [7, 0])  # rounded to whole numbers, points are equally far
+def test_knn_in_chunks_is_the_same(monkeypatch, max_distances, k, digits):
+    ref, query = (random_points(5, n, 3, seed=n).round(decimals=digits) for n in (20, 7))
     expected = KNN(k, transpose_mode=True)(ref, query)
     monkeypatch.setattr(knn_reference, "MAX_DISTANCES", max_distances)
     distance, index = KNN(k, transpose_mode=True)(ref, query)
@@ -191,7 +198,57 @@ def test_knn_finds_all_duplicates_at_distance_zero():
     cloud = torch.ones(1, 6, 3)
     distance, index = KNN(6, transpose_mode=True)(cloud, cloud[:, :1])
     assert distance.flatten().tolist() == [0] * 6
-    assert sorted(index.flatten().tolist()) == list(range(6))
+    assert index.flatten().tolist() == list(range(6))
+
+
+def lattice(num_points: int, axes: int = 3) -> Tensor:
+    """Two clouds of small integer coordinates, zero beyond the first `axes`: most queries have points equally far."""
+    points = torch.randint(-3, 4, (2, num_points, 3), generator=torch.Generator().manual_seed(0)).float()
+    points[..., axes:] = 0
+    return points
+
+
+def sorted_by_distance_and_index(ref: Tensor, query: Tensor) -> np.ndarray:
+    squared = ((query.numpy()[:, :, None] - ref.numpy()[:, None]) ** 2).sum(-1)  # whole numbers: exact
+    return np.lexsort((np.broadcast_to(np.arange(ref.shape[1]), squared.shape), squared))
+
+
+TIED = {
+    "lattice": lattice(300),
+    "plane": lattice(300, axes=2),
+    "line": lattice(60, axes=1),
+    "duplicates": lattice(7).repeat(1, 9, 1),
+    "one place": torch.ones(2, 40, 3),
+}
+
+
+@pytest.mark.parametrize("k", [1, 2, 8, 16, 40])
+@pytest.mark.parametrize("cloud", TIED.values(), ids=TIED)
+def test_knn_gives_ties_to_the_lowest_index(cloud, k):
+    _, index = KNN(k, transpose_mode=True)(cloud, cloud[:, :30])
+    assert np.array_equal(index, sorted_by_distance_and_index(cloud, cloud[:, :30])[..., :k])
+
+
+@pytest.mark.parametrize("cloud", TIED.values(), ids=TIED)
+def test_three_nn_gives_ties_to_the_lowest_index(cloud):
+    assert np.array_equal(
+        three_nn(cloud[:, :30], cloud)[1], sorted_by_distance_and_index(cloud, cloud[:, :30])[..., :3]
+    )
+
+
+@pytest.mark.parametrize("cloud", TIED.values(), ids=TIED)
+def test_the_nearest_of_a_chamfer_distance_is_the_lowest_index(cloud):
+    _, _, forth, back = chamfer(cloud[:, :30], cloud)
+    assert np.array_equal(forth, sorted_by_distance_and_index(cloud, cloud[:, :30])[..., 0])
+    assert np.array_equal(back, sorted_by_distance_and_index(cloud[:, :30], cloud)[..., 0])
+
+
+def test_knn_puts_nan_last_by_its_index():
+    ref = on_a_line(torch.nan, 2, 1, torch.nan, 2)
+    for k in (4, 5):
+        distance, index = KNN(k, transpose_mode=True)(ref, on_a_line(0))
+        assert index.flatten().tolist() == [2, 1, 4, 0, 3][:k]
+        np.testing.assert_array_equal(distance.flatten(), [1, 2, 2, np.nan, np.nan][:k])
 
 
 @pytest.mark.parametrize(
@@ -273,3 +330,103 @@ def test_gradients_of_three_interpolate():
     weight = random_points(2, 2, 3, seed=1, dtype=torch.float64).requires_grad_()
     idx = torch.tensor([[[0, 1, 2], [2, 3, 3]], [[4, 4, 0], [1, 2, 3]]])
     assert torch.autograd.gradcheck(lambda x, w: three_interpolate(x, idx, w), (features, weight))
+
+
+# Indices
+
+
+FEATURES = random_points(2, 4, 6)
+BY_INDEX = {  # an operation of features (B, C, N) and indices, and the shape of the indices after B
+    "gather": (gather_operation, (5,)),
+    "grouping": (grouping_operation, (5, 3)),
+    "interpolate": (lambda features, idx: three_interpolate(features, idx, torch.ones(idx.shape)), (5, 3)),
+}
+
+
+@pytest.fixture(params=BY_INDEX)
+def by_index(request):
+    return BY_INDEX[request.param]
+
+
+def indices(shape: tuple[int, ...], value: int = 0, batch: int = 2, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Zeros but for the last, which is `value`."""
+    idx = torch.zeros(batch, *shape, dtype=dtype)
+    idx[-1, ..., -1] = value
+    return idx
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64])
+def test_indices_of_whole_numbers_up_to_the_last_column_are_taken(by_index, dtype):
+    operation, shape = by_index
+    wide = operation(FEATURES, indices(shape, value=5))
+    assert torch.equal(operation(FEATURES, indices(shape, value=5, dtype=dtype)), wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_other_types_of_indices_are_refused(by_index, dtype):
+    operation, shape = by_index
+    with pytest.raises(ValueError, match=f"idx must be int64, int32 or int16, got {dtype}"):
+        operation(FEATURES, indices(shape, dtype=dtype))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_indices_of_another_batch_are_refused(by_index, batch):
+    operation, shape = by_index
+    with pytest.raises(ValueError, match=rf"got \(2, 4, 6\)(,| and) \({batch}, 5"):
+        operation(FEATURES, indices(shape, batch=batch))
+
+
+def test_features_and_indices_of_other_dimensions_are_refused(by_index):
+    operation, shape = by_index
+    with pytest.raises(ValueError, match=r"must be \(B, C, [NM]\)"):
+        operation(FEATURES, indices((2, *shape)))
+    with pytest.raises(ValueError, match=r"must be \(B, C, [NM]\)"):
+        operation(FEATURES[..., 0], indices(shape))
+
+
+def test_indices_on_another_device_are_refused(by_index):
+    operation, shape = by_index
+    with pytest.raises(ValueError, match="on one device, got cpu and meta"):
+        operation(FEATURES, indices(shape).to("meta"))
+
+
+@pytest.mark.parametrize("value", [-1, 6, 11])  # 6 is the first column of the next cloud, -1 the last of the one before
+def test_indices_out_of_range_are_refused(by_index, value):
+    operation, shape = by_index
+    message = f"idx must lie in 0 … 5, as features has 6 columns, got values from {min(value, 0)} to {max(value, 0)}"
+    with pytest.raises(ValueError, match=message):
+        operation(FEATURES, indices(shape, value))
+
+
+@pytest.mark.parametrize("value", [-1, 6])
+def test_nothing_reads_another_cloud_where_values_are_not_looked_at(by_index, value):
+    """Compiled, as on a GPU, PyTorch's own bounds are left to hold."""
+    operation, shape = by_index
+    compiled = torch.compile(operation, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(FEATURES, indices(shape, 5)), operation(FEATURES, indices(shape, 5)))
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        compiled(FEATURES, indices(shape).fill_(value))
+
+
+OUT_OF_RANGE = """
+import torch
+from extensions.pointnet2_ops.pointnet2_utils import {name}
+features, idx = torch.zeros(2, 4, 6, device="cuda"), torch.full({shape}, 6, device="cuda")
+{name}(features, idx{more})
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU to assert on")
+@pytest.mark.parametrize(
+    ("name", "shape", "more"),
+    [
+        ("gather_operation", (2, 5), ""),
+        ("grouping_operation", (2, 5, 3), ""),
+        ("three_interpolate", (2, 5, 3), ", torch.ones(2, 5, 3, device='cuda')"),
+    ],
+)
+def test_on_a_gpu_an_index_out_of_range_is_an_assertion(name, shape, more):
+    command = [sys.executable, "-c", OUT_OF_RANGE.format(name=name, shape=shape, more=more)]
+    outcome = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert "device-side assert" in outcome.stderr

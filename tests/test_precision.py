@@ -19,13 +19,13 @@ from models.encoder import local_attention_mask
 from models.part_segmenter import PartSegmenter
 from models.projection import project
 from models.transformer import BlockStack
-from tests.test_pretraining_models import i2p_mae, point_m2ae
+from tests.test_pretraining_models import i2p_mae, leaking_point_m2ae, point_m2ae
 from tools.training.builder import parallel
 from tools.training.engine import train_one_epoch
 from tools.training.precision import Precision
 
 BF16 = Precision("bf16")
-BOTH = pytest.mark.parametrize("build", [i2p_mae, point_m2ae])
+ALL = pytest.mark.parametrize("build", [i2p_mae, point_m2ae, leaking_point_m2ae])
 
 
 def clouds(count: int, num_points: int = 64, seed: int = 0) -> torch.Tensor:
@@ -77,7 +77,7 @@ def test_gradients_of_distances_are_the_same_under_autocast():
     assert torch.equal(gradients(BF16), gradients(Precision()))
 
 
-@BOTH
+@ALL
 def test_groups_and_masks_are_the_same_under_autocast(build):
     model = build()
 
@@ -106,7 +106,7 @@ def losses_and_gradients(build, precision):
     return values, torch.cat(list(gradients.values())), torch.cat([g for n, g in gradients.items() if "rec_head" in n])
 
 
-@BOTH
+@ALL
 def test_losses_and_gradients_in_bfloat16_are_near(build):
     """On the way down roundings add up, and maxima over neighbours choose others: the deeper, the farther.
 
@@ -244,10 +244,11 @@ def visible(*counts):
     return torch.arange(8) >= torch.tensor(counts).unsqueeze(1)
 
 
-def test_compiled_blocks_serve_all_token_counts_in_training_and_evaluation(dynamo, monkeypatch):
+@pytest.mark.parametrize("build", [i2p_mae, leaking_point_m2ae])
+def test_compiled_blocks_serve_all_token_counts_in_training_and_evaluation(dynamo, monkeypatch, build):
     """Dynamo alone, without generated code, which takes minutes."""
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
-    model, plain = i2p_mae(drop_path_rate=0.0), i2p_mae(drop_path_rate=0.0)
+    model, plain = build(drop_path_rate=0.0), build(drop_path_rate=0.0)
     assert parallel(model, COMPILED) is model
     assert list(model.state_dict()) == list(plain.state_dict())
 

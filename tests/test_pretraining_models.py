@@ -57,6 +57,10 @@ def point_m2ae(**settings: Any) -> Point_M2AE:
     return Point_M2AE(**SMALL | settings)
 
 
+def leaking_point_m2ae(**settings: Any) -> Point_M2AE:
+    return point_m2ae(padding_leak=True, local_radius=(0.32, 0.64, 1.28), **settings)
+
+
 BOTH = pytest.mark.parametrize("build", [i2p_mae, point_m2ae])
 
 
@@ -518,6 +522,23 @@ def test_points_that_are_all_in_one_place(build, place):
 def test_settings_that_do_not_fit_are_refused(build, settings, message):
     with pytest.raises(ValueError, match=message):
         build(**settings)
+
+
+def test_a_padding_leak_needs_a_radius():
+    with pytest.raises(
+        ValueError, match=r"padding_leak: true acts through local_radius, which is \[0\.0, 0\.0, 0\.0\]"
+    ):
+        point_m2ae(padding_leak=True)
+    with pytest.raises(ValueError, match=r"which is \[0, 0, 0\]; give the released \[0\.32, 0\.64, 1\.28\]"):
+        build_model({"NAME": "Point_M2AE", "local_radius": [0, 0, 0], "padding_leak": True})
+
+
+def test_a_padding_leak_is_a_setting_of_point_m2ae_alone():
+    check_model_config({"NAME": "Point_M2AE", **RELEASED, "local_radius": [0.32, 0.64, 1.28], "padding_leak": True})
+    with pytest.raises(ValueError, match=r"model\.padding_leak is 'yes'; expected bool"):
+        check_model_config({"NAME": "Point_M2AE", "padding_leak": "yes"})
+    with pytest.raises(ValueError, match=r"unknown key 'model\.padding_leak'"):
+        check_model_config({"NAME": "I2P_MAE", "padding_leak": True})
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0])

@@ -1,22 +1,25 @@
 """Whole runs through main.py, with small models on generated shapes."""
 
+import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from datasets.synthetic import write_scanobjectnn, write_shapenet
+from datasets.synthetic import write_modelnet, write_scanobjectnn, write_shapenet
 from tests.playground import (
     CLASSES,
     CONFIGS,
     REPOSITORY,
     changed,
+    files_of,
     make_playground,
     refuse,
     results_of,
@@ -94,7 +97,8 @@ def test_a_resume_that_is_refused_keeps_the_config_of_the_run(here, pretrained):
     write_config(here, name, {**CONFIGS["pre-training/m2ae"]})
     assert run(name) == 0
     kept = Path("experiments", name, "default/config.yaml").read_text()
-    write_config(here, name, changed(CONFIGS["pre-training/m2ae"], "model.encoder_depths", [1, 1, 2]))
+    deeper = changed(CONFIGS["pre-training/m2ae"], "model.encoder_depths", [1, 1, 2])
+    write_config(here, name, {**deeper, "max_epoch": 1})
     assert run(name, "--resume") == 1
     assert Path("experiments", name, "default/config.yaml").read_text() == kept
 
@@ -162,14 +166,6 @@ def test_training_from_scratch(here):
     assert results["final_epoch"] == 1  # the last epoch is evaluated whatever --val_freq says
 
 
-def test_a_finished_finetuning_resumes_to_the_same_results(here, finetuned):
-    before = results_of_folder(finetuned)["fine-tuning"]
-    flags = ("--finetune_model", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "base", "--resume")
-    assert run("fine-tuning/modelnet", *flags) == 0
-    after = results_of_folder(finetuned)["fine-tuning"]
-    assert {**after, "seconds": 0, "about": 0} == {**before, "seconds": 0, "about": 0}
-
-
 def test_testing_reproduces_the_final_accuracy(here, finetuned, monkeypatch):
     monkeypatch.setattr(runner_test, "run", partial(runner_test.run, repeats=2))
     flags = ("--test", "--vote", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "tested")
@@ -184,6 +180,150 @@ def test_testing_reproduces_the_final_accuracy(here, finetuned, monkeypatch):
     assert run("fine-tuning/modelnet", *flags) == 0
     again = results_of("fine-tuning/modelnet", "tested")["test"]
     assert {**again, "about": 0} == {**results, "about": 0}
+
+
+# ---- what a run keeps ----
+
+FINETUNING = "fine-tuning/modelnet"
+
+
+def state_of(folder):
+    return torch.load(folder / "ckpt-last.pth", weights_only=True)
+
+
+@pytest.fixture
+def longer(here, finetuned, request):
+    """Continue a copy of the fine-tuning run, in `longer.folder`, by an epoch: changes of the config → exit code."""
+    name = re.sub(r"\W", "-", request.node.name)
+
+    def continue_run(**changes):
+        config = reduce(lambda made, item: changed(made, *item), changes.items(), CONFIGS[FINETUNING])
+        write_config(here, f"fine-tuning/{name}", {**config, "max_epoch": 2})
+        return run(f"fine-tuning/{name}", "--finetune_model", "--exp_name", "copy", "--resume")
+
+    continue_run.folder = Path("experiments/fine-tuning", name, "copy")
+    shutil.copytree(finetuned, continue_run.folder)
+    return continue_run
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(here, finetuned, capsys):
+    before = files_of(finetuned)
+    curves = list(finetuned.parent.glob("TFBoard/base/*"))
+    write_config(here, FINETUNING, {**CONFIGS[FINETUNING], "total_bs": 3})
+    assert run(FINETUNING, "--finetune_model", "--exp_name", "base", "--resume") == 0
+    write_config(here, FINETUNING, CONFIGS[FINETUNING])
+    text = capsys.readouterr().err
+    assert "experiments/fine-tuning/modelnet/base is finished: epoch 1 of 1 is done" in text
+    assert "since the run began these parts of the config changed: total_bs" in text
+    assert files_of(finetuned) == before
+    assert list(finetuned.parent.glob("TFBoard/base/*")) == curves
+
+
+def test_a_finished_run_started_again_by_torchrun_stays_as_it_is(here, finetuned, pretrained, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    before = files_of(finetuned)
+    command = ("--finetune_model", "--ckpts", pretrained / "ckpt-last.pth", "--exp_name", "base")
+    assert run(FINETUNING, *command) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert "seed 0 → 1" in refuse(capsys, FINETUNING, *command, "--seed", 1, exp_name="base")
+    assert files_of(finetuned) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--scratch_model"], "mode fine-tuning → training from scratch"),
+        (["--finetune_model", "--seed", "7"], "seed 0 → 7"),
+        (["--finetune_model", "--amp", "bf16", "--select_on", "val"], "precision none → bf16; select_on test → val"),
+        (["--finetune_model", "--ckpts", "other"], r"checkpoint \S+/i2p/base/ckpt-last\.pth \(\w{12}…\) → "),
+        (["--scratch_model", "--seed", "7"], "mode fine-tuning → training from scratch; seed 0 → 7"),
+    ],
+    ids=["mode", "seed", "precision and selection", "checkpoint", "mode and seed"],
+)
+def test_a_run_does_not_go_on_as_another(here, finetuned, pretrained, capsys, flags, message):
+    before = files_of(finetuned)
+    flags = [pretrained / "ckpt-previous.pth" if flag == "other" else flag for flag in flags]
+    line = refuse(capsys, FINETUNING, *flags, "--resume", exp_name="base")
+    assert re.search(rf"holds a run that began otherwise \(then → now\): {message}", line), line
+    assert line.endswith(
+        "; continue it as it began (of flags that are not given it keeps its own), or choose another --exp_name"
+    )
+    assert files_of(finetuned) == before
+
+
+def test_pretraining_does_not_go_on_with_another_seed(here, pretrained, capsys):
+    before = files_of(pretrained)
+    assert "seed 0 → 7" in refuse(capsys, "pre-training/i2p", "--seed", 7, "--resume", exp_name="base")
+    assert files_of(pretrained) == before
+
+
+def test_other_data_of_the_same_size_are_refused(here, longer, capsys):
+    folder = str(write_modelnet(here / "data-other", classes=CLASSES, train=4, test=3, num_points=128, seed=1))
+    before = files_of(longer.folder)
+    assert longer(**{"dataset.test.DATA_PATH": folder}) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"data of test ModelNet, 9 clouds \(\w{12}…\) → ModelNet, 9 clouds \(\w{12}…\); ", line), line
+    assert "data of train" not in line
+    assert files_of(longer.folder) == before
+
+
+def test_what_is_not_given_is_taken_from_the_run(here, pretrained, capsys):
+    """Of a run that began with everything else than the defaults, continued to the weights it would have had."""
+    flags = ("--seed", 5, "--amp", "bf16", "--select_on", "test")
+    begin = ("--finetune_model", "--ckpts", pretrained / "ckpt-best.pth", *flags, "--exp_name")
+    assert run(FINETUNING, *begin, "whole") == 0
+    write_config(here, FINETUNING, {**CONFIGS[FINETUNING], "max_epoch": 0})
+    assert run(FINETUNING, *begin, "parts") == 0
+    write_config(here, FINETUNING, CONFIGS[FINETUNING])
+    capsys.readouterr()
+    assert run(FINETUNING, "--finetune_model", "--exp_name", "parts", "--resume") == 0
+    text = capsys.readouterr().err
+    assert "as the run in experiments/fine-tuning/modelnet/parts began: --seed 5" in text
+    assert "began: --amp bf16" in text
+    folder = Path("experiments", FINETUNING)
+    whole, parts = (state_of(folder / name) for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts["base_model"][name]) for name, tensor in whole["base_model"].items())
+    assert whole["run"] == parts["run"]
+    about = results_of(FINETUNING, "parts")["fine-tuning"]["about"]
+    assert (about["seed"], about["precision"]) == (5, "bf16")
+    assert about["checkpoint"] == str(pretrained / "ckpt-best.pth")
+    assert about["checkpoint_sha256"] == hashlib.sha256((pretrained / "ckpt-best.pth").read_bytes()).hexdigest()
+    assert about["checkpoint_chosen_by"].startswith("linear SVM (C = 0.01)")
+
+
+def test_the_weights_that_a_run_started_from_are_kept(here, pretrained):
+    write_config(here, "pre-training/again", {**CONFIGS["pre-training/i2p"], "max_epoch": 0})
+    assert run("pre-training/again", "--start_ckpts", pretrained / "ckpt-last.pth") == 0
+    about = results_of("pre-training/again")["pre-training"]["about"]
+    assert about["checkpoint"] == str(pretrained / "ckpt-last.pth")
+    assert (
+        state_of(Path("experiments/pre-training/again/default"))["run"]["checkpoint_sha256"]
+        == about["checkpoint_sha256"]
+    )
+
+
+def test_a_checkpoint_that_does_not_say_what_its_run_is_goes_on_with_a_warning(longer, capsys):
+    content = state_of(longer.folder)
+    assert set(content.pop("run")) >= {"mode", "checkpoint_sha256", "seed", "precision", "select_on", "data"}
+    torch.save(content, longer.folder / "ckpt-last.pth")
+    assert longer() == 0
+    assert (
+        "ckpt-last.pth is of an older version and does not say its mode, checkpoint, seed, precision, select_on, data: "
+        "whether this command line has the same is not checked"
+    ) in capsys.readouterr().err
+    assert state_of(longer.folder)["run"]["mode"] == "fine-tuning"
+
+
+def test_results_of_another_run_do_not_make_one_finished(here, finetuned):
+    """Of a run that was started anew in the same folder and killed before it wrote its own."""
+    folder = finetuned.with_name("stale")
+    shutil.copytree(finetuned, folder)
+    results = results_of_folder(folder)
+    results["fine-tuning"]["history"][0]["loss"] += 1
+    (folder / "results.json").write_text(json.dumps(results))
+    assert run(FINETUNING, "--finetune_model", "--exp_name", "stale", "--resume") == 0
+    own, expected = (results_of_folder(path)["fine-tuning"] for path in (folder, finetuned))
+    assert {**own, "seconds": 0, "about": 0} == {**expected, "seconds": 0, "about": 0}
 
 
 # ---- what is refused, in one line that says why and what to do ----
@@ -287,7 +427,8 @@ def test_bad_file_found_by_a_worker_process_is_named(here):
     """In a process of its own, from another folder, with worker processes."""
     broken = Path(here, "data-broken")
     write_shapenet(broken, classes=CLASSES, train=4, test=1, num_points=128)
-    victim = sorted(broken.glob("ShapeNet55-34/shapenet_pc/*train*.npy"))[0]
+    names = (broken / "ShapeNet55-34/ShapeNet-55/train.txt").read_text().split()
+    victim = broken / "ShapeNet55-34/shapenet_pc" / names[1]  # the first is looked at before the workers start
     np.save(victim, np.full((128, 3), np.nan, dtype=np.float32))
     config = changed(CONFIGS["pre-training/m2ae"], "dataset.train.PC_PATH", str(victim.parent))
     config = changed(config, "dataset.train.DATA_PATH", str(victim.parent.parent / "ShapeNet-55"))

@@ -14,7 +14,17 @@ from torch.utils.data import Dataset
 from datasets import build_dataset
 from datasets.holdout import Part, hold_out
 from datasets.synthetic import write_fewshot, write_shapenetpart
-from tests.playground import CLASSES, CONFIGS, make_playground, results_of, results_of_folder, run, write_config
+from tests.playground import (
+    CLASSES,
+    CONFIGS,
+    files_of,
+    make_playground,
+    refuse,
+    results_of,
+    results_of_folder,
+    run,
+    write_config,
+)
 from tests.test_engine import arguments
 from tests.test_few_shot import CONFIG as FEW_SHOT
 from tools import runner_finetune
@@ -221,6 +231,35 @@ def test_interrupted_repetitions_resume_to_the_same_summary(here, repeated, monk
     assert trained == [1]  # of seed 1
     (summary,) = results_of(FINETUNING, "stopped").values()
     assert {**summary, "about": 0} == {**repeated, "about": 0}
+
+
+def test_the_summary_of_seeds_is_in_results_md(here, repeated):
+    lines = Path("experiments", FINETUNING, "many/results.md").read_text().splitlines()
+    assert lines[0] == "# training from scratch, 2 seeds"
+    best = repeated["best_accuracy"]
+    each = ", ".join(f"{value:.2f}" for value in best["values"])
+    assert f"| best_accuracy | {sum(best['values']) / 2:.2f} ± {best['std']:.2f} ({each}) |" in lines
+    assert "| seeds | [3, 1] |" in lines
+    assert not [line for line in lines if line.startswith("| seed |")]
+    assert results_of(FINETUNING, "many-seed1")["training from scratch"]["about"]["seed"] == 1
+
+
+def test_finished_repetitions_stay_as_they_are(here, repeated, capsys, monkeypatch):
+    folders = [Path("experiments", FINETUNING, name) for name in ("many", "many-seed3", "many-seed1")]
+    before = [files_of(folder) for folder in folders]
+    assert run(FINETUNING, "--scratch_model", "--seeds", 3, 1, "--exp_name", "many", "--resume") == 0
+    text = capsys.readouterr().err
+    assert "many is finished: experiments/fine-tuning/modelnet/many/results.json stays as it is" in text
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run(FINETUNING, "--scratch_model", "--seeds", 3, 1, "--exp_name", "many") == 0
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT")
+    line = refuse(capsys, FINETUNING, "--scratch_model", "--seeds", 4, 3, "--amp", "bf16", "--resume", exp_name="many")
+    assert "many-seed3 holds a run that began otherwise (then → now): precision none → bf16; " in line
+    weights = folders[1] / "ckpt-last.pth"
+    flags = ("--finetune_model", "--ckpts", weights, "--seeds", 4, 3, "--resume")
+    assert "mode training from scratch → fine-tuning; " in refuse(capsys, FINETUNING, *flags, exp_name="many")
+    assert not Path("experiments", FINETUNING, "many-seed4").exists()
+    assert [files_of(folder) for folder in folders] == before
 
 
 def test_a_seed_given_twice_is_refused(here, capsys):

@@ -65,7 +65,14 @@ def test_defaults() -> None:
         "sync_bn": False,
         "save_features": None,
         "env": False,
+        "given": {"config"},
     }
+
+
+def test_what_is_given_is_told_from_defaults() -> None:
+    args = parse_args([*CONFIG, "--seed", "0", "--resume", "--skip_nonfinite", "0"])
+    assert args.given == {"config", "seed", "resume", "skip_nonfinite"}
+    assert (args.seed, args.amp) == (0, "none")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +109,7 @@ def test_consistent_flags_are_accepted(flags: list[str], weights: str) -> None:
         (["--test_svm", "scan", "--ckpts", "W", "--dry_run"], "--dry_run measures a few steps of a training run"),
         (["--profile", "--dry_run"], "--dry_run measures a few steps of a training run"),
         (["--test", "--ckpts", "W", "--select_on", "val"], "--select_on val chooses a checkpoint in training"),
+        (["--scratch_model", "--seeds", "0", "1", "--seed", "0"], "--seeds says every seed, and --seed one more"),
         (["--vote"], "add --test"),
         (["--vote", "--finetune_model", "--ckpts", "W"], "add --test"),
         (["--test", "--finetune_model", "--ckpts", "W"], "not allowed with argument --test"),

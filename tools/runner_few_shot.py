@@ -13,6 +13,7 @@ from easydict import EasyDict
 
 from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, require_fold
 from tools.training.modes import TO_TRAIN, training_mode
+from tools.training.record import continue_as
 from tools.training.run import Run, open_run, read_results
 from utils.config import load_config
 from utils.distributed import restarted
@@ -46,7 +47,8 @@ def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[st
     """Train a classifier on each fold asked for; sum up all finished folds of the run's folder.
 
     With `--resume`, folds that are finished are not run again and one that was interrupted continues. Folds run by
-    other commands under the same name count in the table too, so that several machines can share the work.
+    other commands under the same name count in the table too, so that several machines can share the work; folds of one
+    table share seed, weights, precision and what chose the best epoch.
 
     Args:
         config: resolved config of cfgs/few-shot/.
@@ -57,7 +59,8 @@ def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[st
         The summary, see `summarise`; with `--test` what `run_fold` returns.
 
     Raises:
-        ValueError: if the folder holds a run of a fold already, or one would have no weights to start from.
+        ValueError: if the folder holds a run of a fold already, or folds that began otherwise, or a fold would have no
+            weights to start from.
         FileNotFoundError: if there is nothing to resume, or a file of a fold is missing.
     """
     tasks = choose_tasks(config, args)
@@ -74,10 +77,11 @@ def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[st
         if restarted():  # whatever the command line says: continue what is there
             args.resume = bool(begun)
         check_start(run, config, args, begun, left)
+        hold_together(run, mode, config["max_epoch"], args, [task for task in left if task in begun])
         results: dict[str, Any] = {}
         if len(left) < len(tasks):
             logger.info("%d of %d folds are finished already", len(tasks) - len(left), len(tasks))
-            results = report(run, mode, config["max_epoch"])
+            results = report(run, mode, config["max_epoch"], trained=False)
         for task in left:
             task_args = Namespace(**{**vars(args), "resume": task in begun})
             run_fold(of_task(config, task), task_args, part=task.part)
@@ -119,6 +123,15 @@ def check_start(run: Run, config: dict[str, Any], args: Namespace, begun: list[T
         raise ValueError(f"{len(fresh)} folds have not begun and need the weights to fine-tune: add --ckpts FILE")
     for task in left:
         require_fold(config["dataset"]["train"]["DATA_PATH"], *task)
+
+
+def hold_together(run: Run, mode: str, max_epoch: int, args: Namespace, to_resume: list[Task]) -> None:
+    """Hold the command line to the folds that are finished and to those it resumes, before one is trained."""
+    for task, results in finished_folds(run.folder, mode, max_epoch).items():
+        continue_as(run.folder / task.part, {"mode": mode, **results["about"]}, mode, run.about, args)
+    for task in to_resume:
+        fold = Run(run.folder / task.part, mode, {})
+        continue_as(fold.folder, fold.latest()[1].get("run", {}), mode, run.about, args)
 
 
 def is_finished(folder: Path, mode: str, config: dict[str, Any]) -> bool:
@@ -187,9 +200,12 @@ def table_of(summary: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
     return rows, [summary["protocol"], *summary["settings"]]
 
 
-def report(run: Run, mode: str, max_epoch: int) -> dict[str, Any]:
-    """Log the table of all finished folds, write it into results.json and results.md, return the summary."""
+def report(run: Run, mode: str, max_epoch: int, trained: bool = True) -> dict[str, Any]:
+    """Log the table of all finished folds, write it into results.json and results.md, return the summary.
+
+    The last argument is False if no fold was trained since there may have been a table.
+    """
     summary = summarise(run.folder, mode, max_epoch)
     rows, headers = table_of(summary)
     logger.info("%s\n%s\n%s", run.mode, format_table(rows, headers), NOTE)
-    return run.finish(summary, f"{markdown_table(rows, headers)}\n\n{NOTE}")
+    return run.finish(summary, f"{markdown_table(rows, headers)}\n\n{NOTE}", trained)

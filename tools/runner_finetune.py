@@ -11,6 +11,7 @@ from datasets.transforms import AUGMENTATIONS, random_subset
 from tools.evaluation.classification import check_labels, fps_points, sample_farthest
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import overall_accuracy
+from tools.training import sanity
 from tools.training.builder import (
     build_network,
     evaluation_loader,
@@ -27,7 +28,7 @@ from utils.device import choose_device
 from utils.seed import seed_everything
 
 MODE = FINE_TUNING
-REPEATABLE = True  # --seeds
+mode_of = training_mode  # --seeds
 REQUIRED = (*TO_TRAIN, "npoints", "dataset.test")
 
 
@@ -44,6 +45,8 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
     """
     mode = training_mode(args)
     with open_run(config, args, mode, training=True, part=part) as run:
+        if run.finished:
+            return run.finished
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         train = training_loader(config, args, least=2)
@@ -52,6 +55,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         run.note_data(train=train.dataset, test=test.dataset)
         model = build_network(config["model"], "num_classes", mode).to(device)
         check_labels(model, train, test)
+        sanity.warn(config, model, train=train.dataset, test=test.dataset)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datasets.shapenetpart import CATEGORIES, NUM_PARTS
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.segmentation import measure, score_table
+from tools.training import sanity
 from tools.training.builder import (
     build_network,
     evaluation_loader,
@@ -18,7 +19,7 @@ from tools.training.builder import (
     test_split,
     training_loader,
 )
-from tools.training.modes import PART_SEGMENTATION, TO_TRAIN
+from tools.training.modes import PART_SEGMENTATION, TO_TRAIN, training_mode
 from tools.training.run import open_run
 from tools.training.trainer import Trainer
 from utils.checkpoint import load_weights
@@ -28,7 +29,6 @@ from utils.seed import seed_everything
 logger = logging.getLogger(__name__)
 
 MODE = PART_SEGMENTATION
-REPEATABLE = True  # --seeds
 REQUIRED = (*TO_TRAIN, "dataset.test")
 PICTURE = "parts.png"
 
@@ -53,8 +53,10 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         What `Trainer.fit` returns, its accuracies being instance mIoUs, and what `measure` returns of the "best" and of
         the "final" segmenter on the test split.
     """
-    mode = f"{MODE}, fine-tuning" if args.finetune_model else f"{MODE}, training from scratch"
+    mode = mode_of(args)
     with open_run(config, args, mode, training=True) as run:
+        if run.finished:
+            return run.finished
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = training_loader(config, args, least=2)
@@ -62,6 +64,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         test_loader = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
         run.note_data(train=loader.dataset, test=test_loader.dataset)
         model = build_segmenter(config, device)
+        sanity.warn(config, model, train=loader.dataset, test=test_loader.dataset)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)
@@ -116,6 +119,11 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         run.note_data(test=loader.dataset)
         logger.info("%s\n%s", MODE, score_table(run.tested(tested_on), {"%": scores}))
         return run.finish({"protocol": tested_on, "checkpoint": str(args.ckpts), **scores})
+
+
+def mode_of(args: Namespace) -> str:
+    """Name of what a training command line does."""
+    return f"{MODE}, {training_mode(args)}"
 
 
 def build_segmenter(config: dict[str, Any], device: torch.device) -> nn.Module:

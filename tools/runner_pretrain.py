@@ -9,6 +9,7 @@ from torch import Tensor
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.features import svm_features, svm_loaders
 from tools.evaluation.svm import linear_svm_accuracy
+from tools.training import sanity
 from tools.training.builder import build_network, parallel, training_loader
 from tools.training.modes import PRE_TRAINING, TO_TRAIN
 from tools.training.run import open_run
@@ -18,7 +19,6 @@ from utils.distributed import mean, on_main, world_size
 from utils.seed import seed_everything
 
 MODE = PRE_TRAINING
-REPEATABLE = True  # --seeds
 REQUIRED = (*TO_TRAIN, "svm.C", "dataset.svm_train", "dataset.svm_test")
 
 
@@ -38,12 +38,16 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     if args.select_on == "val":
         raise ValueError("--select_on val is for fine-tuning; in pre-training a linear SVM chooses: drop it")
     with open_run(config, args, MODE, training=True) as run:
+        if run.finished:
+            return run.finished
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = training_loader(config, args)
         loaders = svm_loaders(config, args)
-        run.note_data(train=loader.dataset, svm_train=loaders[0].dataset, svm_test=loaders[1].dataset)
+        data = {"train": loader.dataset, "svm_train": loaders[0].dataset, "svm_test": loaders[1].dataset}
+        run.note_data(**data)
         model = build_network(config["model"], "encode", MODE).to(device)
+        sanity.warn(config, model, **data)
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
 
@@ -56,6 +60,11 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
 
         protocol = f"linear SVM (C = {config['svm']['C']:g}) on {config['dataset']['svm_test']['NAME']}, test split"
         return run.finish(Trainer(config, args, run, network, loader, step, evaluate, protocol).fit())
+
+
+def mode_of(args: Namespace) -> str:
+    """Name of what a command line does."""
+    return MODE
 
 
 def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, Tensor]:

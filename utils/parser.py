@@ -183,13 +183,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         argv: the arguments without the program's name; None for those of this process.
 
     Returns:
-        One attribute per flag; `config`, `ckpts` and `start_ckpts` are paths (the last two None if not given).
+        One attribute per flag; `config`, `ckpts` and `start_ckpts` are paths (the last two None if not given). `given`
+        holds the names of the flags that are on the command line: what is not there, a resumed run keeps.
 
     Raises:
         SystemExit: on a wrong command line (status 2, the reason on stderr) and after --help (status 0).
     """
     parser = _build_parser()
     args = parser.parse_args(argv)
+    without_defaults = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
+    args.given = frozenset(name for name, value in vars(without_defaults).items() if value is not None)
     if args.config is None and not args.env:
         parser.error("give a config: --config FILE, see cfgs/")
     evaluates = args.test or args.test_svm is not None
@@ -211,6 +214,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--save_features keeps the features of --test_svm: add it")
     if args.seeds and (evaluates or args.profile):
         parser.error("--seeds repeats a training run; an evaluation takes one --seed")
+    if args.seeds and "seed" in args.given:
+        parser.error("--seeds says every seed, and --seed one more: drop --seed")
     if args.dry_run and (evaluates or args.profile):
         parser.error("--dry_run measures a few steps of a training run: drop it, or the mode")
     if args.select_on == "val" and (evaluates or args.profile):

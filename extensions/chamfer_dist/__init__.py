@@ -1,8 +1,9 @@
 """Chamfer distance between point clouds, under the interface of the chamfer_dist package.
 
-For clouds X and Y, each point pays its squared distance to the nearest point of the other cloud; gradients flow through
-these nearest pairs, to first order only: the backward pass is not differentiable. With `ignore_zeros`, all-zero points
-are padding and dropped; the batch must then hold one pair.
+For clouds X and Y, each point pays its squared distance to the nearest point of the other cloud; derivatives of every
+order and mode hold these nearest pairs constant. The kernels serve the forward and the first backward pass; what is
+beyond them is computed in plain PyTorch from the pairs. With `ignore_zeros`, all-zero points are padding and dropped;
+the batch must then hold one pair.
 """
 
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from extensions.chamfer_dist import reference
+from extensions.checks import check_pair_of_a_mean
 from extensions.cuda_runtime import Kernels, blocks, contiguous_float32
+from extensions.derivatives import beyond_backward
 from extensions.knn_cuda.reference import distance_dtype
 
 KERNELS = Kernels(Path(__file__).with_name("kernels.cu"))
@@ -21,9 +24,8 @@ LARGE_THREADS = 128  # of a block that shares tiles
 SMALL = 32  # points up to which a cloud is read through the cache, without tiles
 
 
-@torch.library.custom_op("i2p_mae::chamfer", mutates_args=())
 def chamfer(xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Squared distance of each point to its nearest in the other cloud; differentiable once, through the distances.
+    """Squared distance of each point to its nearest in the other cloud; differentiable through the distances.
 
     The kernels take float32; float64 runs in plain PyTorch.
 
@@ -35,6 +37,14 @@ def chamfer(xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
         Distances (B, n) from `xyz1` to `xyz2` and (B, m) from `xyz2` to `xyz1`, and the int64 indices of the nearest,
         (B, n) and (B, m).
     """
+    if beyond_backward(xyz1, xyz2):
+        _, _, idx1, idx2 = _chamfer(xyz1.detach(), xyz2.detach())
+        return *reference.distances_of_pairs(xyz1, xyz2, idx1, idx2), idx1, idx2
+    return _chamfer(xyz1, xyz2)
+
+
+@torch.library.custom_op("i2p_mae::chamfer", mutates_args=())
+def _chamfer(xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not _suits_kernels(xyz1):
         return reference.chamfer(xyz1, xyz2)
     (batch, n, _), m = xyz1.shape, xyz2.shape[1]
@@ -48,7 +58,7 @@ def chamfer(xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
     return outputs
 
 
-@chamfer.register_fake
+@_chamfer.register_fake
 def _empty_outputs(xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dist1, dist2 = xyz1.new_empty(xyz1.shape[:2]), xyz2.new_empty(xyz2.shape[:2])
     return dist1, dist2, torch.empty_like(dist1, dtype=torch.int64), torch.empty_like(dist2, dtype=torch.int64)
@@ -105,10 +115,11 @@ def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Te
 
 
 def _backward(ctx: Any, grad_dist1: Tensor, grad_dist2: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-    return chamfer_backward(grad_dist1, grad_dist2, *ctx.saved_tensors)
+    compute = reference.chamfer_backward if torch.is_grad_enabled() else chamfer_backward  # enabled: to differentiate
+    return compute(grad_dist1, grad_dist2, *ctx.saved_tensors)
 
 
-chamfer.register_autograd(_backward, setup_context=_save_for_backward)
+_chamfer.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 class _ChamferDistance(nn.Module):
@@ -117,13 +128,7 @@ class _ChamferDistance(nn.Module):
         self.ignore_zeros = ignore_zeros
 
     def _distances(self, xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor]:
-        for name, points in (("xyz1", xyz1), ("xyz2", xyz2)):
-            if points.dim() != 3 or points.shape[-1] != 3 or points.shape[1] < 1:
-                raise ValueError(f"{name} must be (B, n, 3) with at least one point, got {tuple(points.shape)}")
-        if xyz1.shape[0] != xyz2.shape[0]:
-            raise ValueError(f"xyz1 and xyz2 must have the same batch size, got {xyz1.shape[0]} and {xyz2.shape[0]}")
-        if xyz1.device != xyz2.device:
-            raise ValueError(f"xyz1 and xyz2 must be on one device, got {xyz1.device} and {xyz2.device}")
+        check_pair_of_a_mean(xyz1, xyz2)
         if self.ignore_zeros:
             xyz1, xyz2 = self._without_padding(xyz1, "xyz1"), self._without_padding(xyz2, "xyz2")
         dtype = distance_dtype(xyz1, xyz2)

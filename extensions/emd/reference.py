@@ -70,6 +70,26 @@ def gradient(xyz1: Tensor, xyz2: Tensor, r: Tensor, t: Tensor, grad_cost: Tensor
     return grad * (2 * grad_cost[:, None, None])
 
 
+def matching(xyz1: Tensor, xyz2: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    """The matching (B, n, m) whole, as a constant of what it is used in."""
+    squared = (xyz1.detach().unsqueeze(2) - xyz2.detach().unsqueeze(1)).square().sum(-1)
+    match = torch.zeros_like(squared)
+    for j, rate in enumerate(RATES):
+        match = match + (squared * rate).exp() * r[:, j, :, None] * t[:, j, None]
+    return match
+
+
+def cost_of_matching(xyz1: Tensor, xyz2: Tensor, match: Tensor) -> Tensor:
+    """Cost (B,), which can be differentiated in any mode and as often as one likes, the matching held constant."""
+    return (match * (xyz1.unsqueeze(2) - xyz2.unsqueeze(1)).square().sum(-1)).sum((1, 2))
+
+
+def gradients_of_matching(xyz1: Tensor, xyz2: Tensor, match: Tensor, grad_cost: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients (B, n, 3) and (B, m, 3) of `cost_of_matching`, differentiable in turn."""
+    flow = 2 * grad_cost[:, None, None, None] * match.unsqueeze(-1) * (xyz1.unsqueeze(2) - xyz2.unsqueeze(1))
+    return flow.sum(2), -flow.sum(1)
+
+
 def initial_masses(xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor]:
     """What the points of each cloud have before the first round, (B, n) and (B, m): whole numbers, equal in a cloud."""
     (batch, n, _), m = xyz1.shape, xyz2.shape[1]
@@ -78,7 +98,7 @@ def initial_masses(xyz1: Tensor, xyz2: Tensor) -> tuple[Tensor, Tensor]:
 
 def _squared_distances(xyz1: Tensor, xyz2: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows of `xyz1` and their (B, rows, m) squared distances, a chunk at a time."""
-    per_chunk = max(1, MAX_PAIRS // (xyz2.shape[0] * xyz2.shape[1]))
+    per_chunk = max(1, MAX_PAIRS // max(1, xyz2.shape[0] * xyz2.shape[1]))
     for first in range(0, xyz1.shape[1], per_chunk):
         rows = slice(first, first + per_chunk)
         x, y, z = (xyz1[:, rows, None, axis] - xyz2[:, None, :, axis] for axis in range(3))

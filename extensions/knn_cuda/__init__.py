@@ -27,7 +27,7 @@ def k_nearest(ref: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         Distances (B, M, k), ascending, in the type of the points but at least float32, and int64 indices (B, M, k) into
-        `ref`. No gradient flows. The kernel breaks ties by the lowest index.
+        `ref`; ties go to the lowest index. No gradient flows.
     """
     (batch, num_queries, dimensions), num_points = query.shape, ref.shape[1]
     dtype = reference.distance_dtype(ref, query)
@@ -76,7 +76,7 @@ class KNN(nn.Module):
 
         Returns:
             Euclidean distances, ascending, and int64 indices into `ref`; (B, M, k) each, or (B, k, M) as the points.
-            No gradient flows.
+            Ties go to the lowest index. No gradient flows.
 
         Raises:
             ValueError: if the shapes or devices do not fit or `ref` has fewer than `k` points.

@@ -1,18 +1,21 @@
-"""The operations of the pointnet2_ops package, with its call signatures; indices are int64."""
+"""The operations and modules of the pointnet2_ops package, with its call signatures; indices are int64."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from extensions.cuda_runtime import Kernels, blocks, contiguous_float32
+from extensions.derivatives import beyond_backward, transformed
 from extensions.pointnet2_ops import reference
 
 KERNELS = Kernels(Path(__file__).with_name("kernels.cu"))
 POINTS_PER_THREAD = 8  # OWN in kernels.cu
 REGISTER_POINTS = 1024 * POINTS_PER_THREAD  # clouds up to this size are sampled within registers
 QUERIES_PER_BLOCK = 128
+INDEX_TYPES = (torch.int64, torch.int32, torch.int16)
 
 
 def furthest_point_sample(xyz: Tensor, npoint: int) -> Tensor:
@@ -40,12 +43,17 @@ def gather_operation(features: Tensor, idx: Tensor) -> Tensor:
 
     Args:
         features: (B, C, N).
-        idx: (B, M) integer indices into N.
+        idx: (B, M) integer indices, 0 ≤ idx < N.
 
     Returns:
         (B, C, M).
+
+    Raises:
+        ValueError: if shapes, types or devices do not fit, or on a CPU an index is out of range; on a GPU that is a
+            device-side assertion of PyTorch.
     """
-    return features.gather(2, idx.long().unsqueeze(1).expand(-1, features.shape[1], -1))
+    _check_index(features, idx, 2)
+    return _columns(features, idx)
 
 
 def grouping_operation(features: Tensor, idx: Tensor) -> Tensor:
@@ -53,12 +61,20 @@ def grouping_operation(features: Tensor, idx: Tensor) -> Tensor:
 
     Args:
         features: (B, C, N).
-        idx: (B, M, k) integer indices into N, such as those of `ball_query`.
+        idx: (B, M, k) integer indices, 0 ≤ idx < N, such as those of `ball_query`.
 
     Returns:
         (B, C, M, k).
+
+    Raises:
+        ValueError: as for `gather_operation`.
     """
-    return gather_operation(features, idx.flatten(1)).unflatten(2, idx.shape[1:])
+    _check_index(features, idx, 3)
+    return _columns(features, idx.flatten(1)).unflatten(2, idx.shape[1:])
+
+
+def _columns(features: Tensor, idx: Tensor) -> Tensor:
+    return features.gather(2, idx.long().unsqueeze(1).expand(-1, features.shape[1], -1))
 
 
 def ball_query(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Tensor:
@@ -117,21 +133,134 @@ def three_interpolate(features: Tensor, idx: Tensor, weight: Tensor) -> Tensor:
         (B, C, N), of the type of `features`.
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: as for `gather_operation`, and if the weights do not fit.
     """
-    if idx.shape != weight.shape or idx.shape[::2] != (features.shape[0], 3):
+    if idx.shape != weight.shape or features.dim() != 3 or idx.shape[::2] != (features.shape[0], 3):
         raise ValueError(
             "features, idx and weight must be (B, C, M), (B, N, 3) and (B, N, 3), got "
             f"{tuple(features.shape)}, {tuple(idx.shape)} and {tuple(weight.shape)}"
         )
+    if weight.device != features.device:
+        raise ValueError(f"features and weight must be on one device, got {features.device} and {weight.device}")
+    _check_index(features, idx, 3)
     batch, channels, num_known = features.shape
     dtype = torch.promote_types(features.dtype, weight.dtype)
-    rows = features.transpose(1, 2).reshape(-1, channels).to(dtype)  # (B·M, C)
-    row = idx + num_known * torch.arange(batch, device=idx.device).view(-1, 1, 1)
-    weight = weight.to(dtype).reshape(-1, 3)
-    # Nothing of size (B, C, N, 3) exists, and the backward pass adds in a fixed order.
-    summed = F.embedding_bag(row.reshape(-1, 3), rows, mode="sum", per_sample_weights=weight)  # (B·N, C)
-    return summed.unflatten(0, idx.shape[:2]).transpose(1, 2).to(features.dtype)
+    rows = features.transpose(1, 2).reshape(batch * num_known, channels).to(dtype)
+    # Looked up rather than added to the index: one that is out of range does not pass, on a GPU neither.
+    row_of = torch.arange(batch * num_known, device=idx.device).view(batch, num_known)
+    row = row_of.gather(1, idx.long().flatten(1)).view(-1, 3)
+    summed = _sum_of_rows(rows, row, weight.to(dtype).reshape(-1, 3))  # (B·N, C)
+    return summed.view(*idx.shape[:2], channels).transpose(1, 2).to(features.dtype)
+
+
+def _sum_of_rows(rows: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """`reference.sum_of_rows` without anything of its size times three; the backward pass adds in a fixed order."""
+    if beyond_backward(rows, weight):
+        return reference.sum_of_rows(rows, row, weight)
+    summed = F.embedding_bag(row, rows, mode="sum", per_sample_weights=weight)
+    if torch.compiler.is_compiling():  # PyTorch refuses a second backward pass through what it compiled
+        return summed
+    return _TwiceDifferentiable.apply(summed, rows, row, weight)
+
+
+class _TwiceDifferentiable(torch.autograd.Function):
+    """Leaves the backward pass to embedding_bag, unless it is to be differentiated: embedding_bag's cannot be."""
+
+    @staticmethod
+    def forward(ctx: Any, summed: Tensor, rows: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, row, weight)
+        return summed.view_as(summed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return grad, None, None, None
+        grad_rows, grad_weight = reference.sum_of_rows_backward(grad, *ctx.saved_tensors)
+        return None, grad_rows, None, grad_weight
+
+
+class QueryAndGroup(nn.Module):
+    """Groups of the points around each centre, by `ball_query`; differentiable in coordinates and features.
+
+    Args:
+        radius: of the ball, positive, in the unit of the points.
+        nsample: points of a group, at least 1.
+        use_xyz: put the coordinates, relative to the centre, before the features.
+        ret_grouped_xyz: return these coordinates a second time, alone.
+    """
+
+    def __init__(self, radius: float, nsample: int, use_xyz: bool = True, ret_grouped_xyz: bool = False):
+        super().__init__()
+        self.radius = radius
+        self.nsample = nsample
+        self.use_xyz = use_xyz
+        self.ret_grouped_xyz = ret_grouped_xyz
+
+    def forward(self, xyz: Tensor, new_xyz: Tensor, features: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Group a cloud.
+
+        Args:
+            xyz: (B, N, 3) points.
+            new_xyz: (B, npoint, 3) centres.
+            features: (B, C, N) of the points, or None.
+
+        Returns:
+            (B, 3 + C, npoint, nsample), without the 3 unless `use_xyz`; with `ret_grouped_xyz` also (B, 3, npoint,
+            nsample). A centre with no point inside its ball gets the first point of the cloud.
+
+        Raises:
+            ValueError: if shapes or devices do not fit, or there is nothing to return.
+        """
+        index = ball_query(self.radius, self.nsample, xyz, new_xyz)
+        _check_features(xyz, features)
+        grouped_xyz = grouping_operation(xyz.transpose(1, 2), index) - new_xyz.transpose(1, 2).unsqueeze(-1)
+        grouped = None if features is None else grouping_operation(features, index)
+        joined = _join(grouped_xyz, grouped, self.use_xyz)
+        return (joined, grouped_xyz) if self.ret_grouped_xyz else joined
+
+
+class GroupAll(nn.Module):
+    """The whole cloud as one group, its coordinates as they are.
+
+    Args:
+        use_xyz: put the coordinates before the features.
+        ret_grouped_xyz: return the coordinates a second time, alone.
+    """
+
+    def __init__(self, use_xyz: bool = True, ret_grouped_xyz: bool = False):
+        super().__init__()
+        self.use_xyz = use_xyz
+        self.ret_grouped_xyz = ret_grouped_xyz
+
+    def forward(
+        self, xyz: Tensor, new_xyz: Tensor | None, features: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Group a cloud.
+
+        Args:
+            xyz: (B, N, 3) points.
+            new_xyz: not used, in the place that `QueryAndGroup` has for the centres.
+            features: (B, C, N) of the points, or None.
+
+        Returns:
+            (B, 3 + C, 1, N), without the 3 unless `use_xyz`; with `ret_grouped_xyz` also (B, 3, 1, N).
+
+        Raises:
+            ValueError: if the shapes do not fit, or there is nothing to return.
+        """
+        _check_cloud(xyz, "xyz")
+        _check_features(xyz, features)
+        grouped_xyz = xyz.transpose(1, 2).unsqueeze(2)
+        joined = _join(grouped_xyz, None if features is None else features.unsqueeze(2), self.use_xyz)
+        return (joined, grouped_xyz) if self.ret_grouped_xyz else joined
+
+
+def _join(grouped_xyz: Tensor, grouped: Tensor | None, use_xyz: bool) -> Tensor:
+    if grouped is None:
+        if not use_xyz:
+            raise ValueError("without features there is nothing to group: pass features, or use_xyz=True")
+        return grouped_xyz
+    return torch.cat([grouped_xyz, grouped], 1) if use_xyz else grouped
 
 
 @torch.library.custom_op("i2p_mae::furthest_point_sample", mutates_args=())
@@ -200,9 +329,40 @@ def _use_kernels(*points: Tensor) -> bool:
     return fit and KERNELS.ready(points[0])
 
 
+def _check_index(features: Tensor, idx: Tensor, dimensions: int) -> None:
+    """Refuse an index of other dimensions, type, batch or device than it must have or, on a CPU, out of range.
+
+    On a GPU, values are not looked at here, as that would wait for it.
+    """
+    if features.dim() != 3 or idx.dim() != dimensions or features.shape[0] != idx.shape[0]:
+        expected = "(B, M)" if dimensions == 2 else "(B, M, k)"
+        raise ValueError(
+            f"features and idx must be (B, C, N) and {expected}, got {tuple(features.shape)} and {tuple(idx.shape)}"
+        )
+    if idx.dtype not in INDEX_TYPES:
+        raise ValueError(f"idx must be int64, int32 or int16, got {idx.dtype}")
+    if idx.device != features.device:
+        raise ValueError(f"features and idx must be on one device, got {features.device} and {idx.device}")
+    values_are_at_hand = idx.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed()
+    if values_are_at_hand and idx.numel() > 0:
+        lowest, highest = (bound.item() for bound in idx.aminmax())
+        if lowest < 0 or highest >= features.shape[2]:
+            raise ValueError(
+                f"idx must lie in 0 … {features.shape[2] - 1}, as features has {features.shape[2]} columns, "
+                f"got values from {lowest} to {highest}"
+            )
+
+
 def _check_cloud(points: Tensor, name: str) -> None:
     if points.dim() != 3 or points.shape[-1] != 3 or points.shape[1] < 1:
         raise ValueError(f"{name} must be (B, N, 3) with at least one point, got {tuple(points.shape)}")
+
+
+def _check_features(xyz: Tensor, features: Tensor | None) -> None:
+    if features is not None and (features.dim() != 3 or features.shape[::2] != xyz.shape[:2]):
+        raise ValueError(
+            f"xyz and features must be (B, N, 3) and (B, C, N), got {tuple(xyz.shape)} and {tuple(features.shape)}"
+        )
 
 
 def _check_clouds(first: Tensor, second: Tensor, first_name: str, second_name: str) -> None:

@@ -1,15 +1,14 @@
-"""Sampling and searching in plain PyTorch: on any device, memory bounded by chunks.
+"""Sampling and searching in plain PyTorch, on any device, memory bounded by chunks; interpolation with any derivative.
 
 Arguments are taken as checked; see `pointnet2_utils` for what the functions compute.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
+from extensions.knn_cuda.reference import squared_distances
+
 PADDING_SQUARED_NORM = 1e-3  # PointNet++ takes points this near the origin for padding
-MAX_DISTANCES = 1 << 18  # distances held at a time, unless one query per cloud needs more
 
 
 @torch.no_grad()
@@ -35,7 +34,7 @@ def ball_query(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Ten
     num_points = xyz.shape[1]
     order = torch.arange(num_points, dtype=torch.int32, device=xyz.device)
     chunks = []
-    for distance in _squared_distances(new_xyz, xyz):
+    for distance in squared_distances(new_xyz, xyz):
         inside = order.where(distance < radius * radius, num_points)  # (B, m, N) the index, or N if outside
         chunks.append(inside.topk(min(nsample, num_points), largest=False, sorted=True).values)
     index = torch.cat(chunks, 1).long()
@@ -48,7 +47,7 @@ def ball_query(radius: float, nsample: int, xyz: Tensor, new_xyz: Tensor) -> Ten
 def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     """See `pointnet2_utils.three_nn`."""
     chunks = []
-    for distance in _squared_distances(unknown, known):
+    for distance in squared_distances(unknown, known):
         nearest = []
         for _ in range(3):
             nearest.append(distance.min(-1, keepdim=True))  # the first of equals
@@ -58,11 +57,22 @@ def three_nn(unknown: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return squared.sqrt_(), index
 
 
-def _squared_distances(query: Tensor, points: Tensor) -> Iterator[Tensor]:
-    """Squared distances from some queries (B, M, 3) at a time to all points (B, N, 3): (B, m, N)."""
-    dtype = torch.promote_types(torch.promote_types(query.dtype, points.dtype), torch.float32)
-    x, y, z = points.to(dtype).transpose(1, 2).contiguous().unsqueeze(2).unbind(1)  # (B, 1, N) each
-    rows = max(1, MAX_DISTANCES // max(1, x.numel()))
-    for chunk in query.to(dtype).split(rows, 1):
-        to_x, to_y, to_z = chunk.unsqueeze(-2).unbind(-1)  # (B, m, 1) each
-        yield (to_x - x).square_().add_((to_y - y).square_()).add_((to_z - z).square_())
+def sum_of_rows(rows: Tensor, row: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of three rows each; differentiable in any mode, as often as one likes.
+
+    Args:
+        rows: (R, C).
+        row: (Q, 3) int64 indices into `rows`.
+        weight: (Q, 3).
+
+    Returns:
+        (Q, C).
+    """
+    return (rows[row] * weight.unsqueeze(-1)).sum(1)
+
+
+def sum_of_rows_backward(grad: Tensor, rows: Tensor, row: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `sum_of_rows` for the rows and the weights, from that of the sums (Q, C); differentiable in turn."""
+    shares = grad.unsqueeze(1) * weight.unsqueeze(-1)  # (Q, 3, C)
+    grad_rows = torch.zeros_like(rows).index_add(0, row.flatten(), shares.flatten(0, 1))
+    return grad_rows, (grad.unsqueeze(1) * rows[row]).sum(-1)

@@ -3,15 +3,16 @@
 import logging
 import statistics
 import time
+from collections.abc import Callable
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any
 
+from datasets.resident import ResidentLoader
+from tools.training.builder import TrainingLoader
 from tools.training.engine import EpochState
+from tools.training.state import TrainingState
 from utils.device import peak_memory
 from utils.tables import format_table
-
-if TYPE_CHECKING:
-    from tools.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -19,20 +20,35 @@ UPDATES = 8
 WARM_UP_UPDATES = 2  # slower than the rest
 
 
-def measure_dry(trainer: "Trainer", interval: int) -> dict[str, float]:
-    """Time some updates and an evaluation; say, and return, what a run that evaluates each `interval` would take."""
-    config, state = trainer.config, trainer.state
+def measure_dry(
+    config: dict[str, Any],
+    state: TrainingState,
+    loader: TrainingLoader | ResidentLoader,
+    train_batches: Callable[[int, Callable[[], None], int], object],
+    evaluate: Callable[[], object],
+    interval: int,
+) -> dict[str, float]:
+    """Time some updates and an evaluation; log, and return, what a whole run would take.
+
+    Args:
+        config: resolved config of the run.
+        state: where it stands: at its beginning.
+        loader: its training batches.
+        train_batches: (epoch, what to call after an update, how many batches) trains.
+        evaluate: evaluates.
+        interval: epochs from one evaluation to the next.
+    """
     times = [time.perf_counter()]
     per_update, epochs = config["step_per_update"], config["max_epoch"] + 1
-    trainer.train_batches(0, lambda: times.append(time.perf_counter()), most=UPDATES * per_update)
+    train_batches(0, lambda: times.append(time.perf_counter()), UPDATES * per_update)
     updates = [after - before for before, after in pairwise(times)]
     update = statistics.median(updates[WARM_UP_UPDATES:] or updates)
     waited = 100 * state.progress.waited / (times[-1] - times[0])
     state.progress = EpochState()
-    trainer.loader.begin(0, 0)
-    epoch = update * len(trainer.loader) / per_update
+    loader.begin(0, 0)
+    epoch = update * len(loader) / per_update
     began = time.perf_counter()
-    trainer.evaluate()
+    evaluate()
     evaluation = time.perf_counter() - began
     evaluations = len({*range(0, epochs, interval), epochs - 1})
     expected = {
@@ -43,6 +59,6 @@ def measure_dry(trainer: "Trainer", interval: int) -> dict[str, float]:
         "peak memory, GB": peak_memory(state.device) / 1e9,
         "waiting for data, %": waited,
     }
-    title = f"expected of {trainer.run.mode} on {state.device}, from {len(updates)} updates"
+    title = f"expected on {state.device}, from {len(updates)} updates"
     logger.info("dry run\n%s", format_table([[name, value] for name, value in expected.items()], [title, ""]))
     return expected

@@ -2,12 +2,12 @@
 
 import logging
 from argparse import Namespace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from tools.training.record import continue_as
 from tools.training.run import Run, open_run, read_results
 from utils.distributed import restarted
 from utils.logger import setup_logger
@@ -21,10 +21,11 @@ FIGURES = ("best_accuracy", "final_accuracy")
 def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """Repeat a run; each seed has its own folder, `<exp_name>-seed<seed>`, and `<exp_name>` the summary.
 
-    With `--resume`, seeds that are finished are read and the others continued or begun.
+    With `--resume`, seeds that are finished are read and the others continued or begun. Seeds of one summary share all
+    but the seed: what one of them kept, the others get.
 
     Args:
-        runner: of a training mode.
+        runner: of a training mode; its `mode_of` names what a command line does.
         config: resolved config.
         args: command line; `seeds` are the seeds.
 
@@ -33,25 +34,28 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
         deviation and best; of a dry run, what one run expects.
 
     Raises:
-        ValueError: if a seed is given twice, or the mode has no single accuracy.
+        ValueError: if a seed is given twice, the mode has no single accuracy, or a seed to resume began otherwise.
     """
     if len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--seeds {' '.join(map(str, args.seeds))} repeats a seed; give each once")
-    if not getattr(runner, "REPEATABLE", False):
+    if not hasattr(runner, "mode_of"):
         raise ValueError(f"{runner.MODE} is not repeated by --seeds; run it once per --seed, with an --exp_name each")
     if args.dry_run:  # one seed stands for all
         return runner.run(config, args)
-    runs = []
-    with open_run(config, args, f"{runner.MODE}, {len(args.seeds)} seeds", training=False) as summary:
-        for seed in args.seeds:
-            part = Namespace(**{**vars(args), "seed": seed, "exp_name": f"{args.exp_name}-seed{seed}"})
-            folder = summary.folder.with_name(part.exp_name)
-            finished = _finished(folder, config) if args.resume or restarted() else None
-            if finished is None:
-                part.resume = args.resume and bool(Run(folder, runner.MODE, {}).resumable)
-                finished = runner.run(config, part)
-                setup_logger(summary.log)  # instead of the seed's
-            runs.append(finished)
+    mode = runner.mode_of(args)
+    with open_run(config, args, f"{mode}, {len(args.seeds)} seeds", training=False) as summary:
+        parts = {seed: Run(summary.folder.with_name(f"{args.exp_name}-seed{seed}"), mode, {}) for seed in args.seeds}
+        begun = [seed for seed, part in parts.items() if part.resumable] if args.resume or restarted() else []
+        for seed in begun:
+            record = {key: value for key, value in parts[seed].latest()[1].get("run", {}).items() if key != "seed"}
+            continue_as(parts[seed].folder, record, mode, summary.about, args)
+        runs, trained = [], False
+        for seed, part in parts.items():
+            before = read_results(part.results_file)
+            own = {"seed": seed, "seeds": None, "exp_name": part.folder.name, "resume": seed in begun}
+            runs.append(runner.run(config, Namespace(**{**vars(args), **own, "given": args.given | {"seed"}})))
+            trained |= read_results(part.results_file) != before
+            setup_logger(summary.log)  # instead of the seed's
         results: dict[str, Any] = {"protocol": runs[0]["protocol"], "seeds": args.seeds}
         results["best_chosen_on"] = runs[0]["best_chosen_on"]
         for figure in FIGURES:
@@ -60,10 +64,4 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
             results[figure] = {"values": values, "mean": mean, "std": std, "best": max(values)}
         rows = [[name, *(results[name][key] for key in ("mean", "std", "best"))] for name in FIGURES]
         logger.info("%s\n%s", summary.mode, format_table(rows, [results["protocol"], "mean", "std", "best seed"]))
-        return summary.finish(results)
-
-
-def _finished(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The results of a training run that went to its last epoch, None if it did not."""
-    found = read_results(folder / "results.json").values()
-    return next((results for results in found if results.get("final_epoch", -1) >= config["max_epoch"]), None)
+        return summary.finish(results, trained=trained)

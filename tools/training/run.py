@@ -17,7 +17,8 @@ from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
 
 from datasets import fingerprint
-from utils.checkpoint import LoadReport, remove_unfinished
+from tools.training.record import changed_parts, continue_as, record_of, same_data, unsaid
+from utils.checkpoint import LoadReport, read_checkpoint, remove_unfinished
 from utils.config import save_config
 from utils.device import choose_device, device_name
 from utils.distributed import is_main, on_main, restarted, world_size
@@ -40,27 +41,78 @@ class Run:
         folder: experiments/<config folder>/<config name>/<exp_name>.
         mode: name of what runs; results.json has one entry per mode.
         about: what the results file says of every run: seed, versions, device and so on.
-        curves: folder for TensorBoard, None for a mode that draws no curves.
         log: the log file, None if there is none.
 
     Attributes:
         config_file, last_checkpoint, previous_checkpoint, best_checkpoint: files in the folder.
+        results_file: results.json, with an entry per mode.
+        begun: the checkpoint that a resumed run continues from, and its content.
+        recorded: what that says the run is; {} of a run that begins.
+        finished: results of a resumed run that has nothing left to do, {} of any other.
     """
 
-    def __init__(
-        self, folder: Path, mode: str, about: dict[str, Any], curves: Path | None = None, log: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, mode: str, about: dict[str, Any], log: Path | None = None) -> None:
         self.folder, self.mode, self.about, self.log = folder, mode, about, log
         self.config_file = folder / "config.yaml"
         self.last_checkpoint = folder / "ckpt-last.pth"
         self.previous_checkpoint = folder / "ckpt-previous.pth"
         self.best_checkpoint = folder / "ckpt-best.pth"
-        self._writer = SummaryWriter(str(curves)) if curves and is_main() else None
+        self.results_file = folder / "results.json"
+        self.begun: tuple[Path, dict[str, Any]] | None = None
+        self.recorded: dict[str, Any] = {}
+        self.finished: dict[str, Any] = {}
+        self._writer: SummaryWriter | None = None
 
     @property
     def resumable(self) -> list[Path]:
         """The checkpoints to resume from; a run killed between the two renames of a save has only the previous one."""
         return [path for path in (self.last_checkpoint, self.previous_checkpoint) if path.exists()]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the run is, for its checkpoints."""
+        return record_of(self.mode, self.about)
+
+    def latest(self) -> tuple[Path, dict[str, Any]]:
+        """Read ckpt-last, or the one before it if ckpt-last is damaged or was never completed."""
+        try:
+            return self.last_checkpoint, read_checkpoint(self.last_checkpoint)
+        except (ValueError, FileNotFoundError) as error:
+            if not self.previous_checkpoint.exists():
+                raise
+            logger.warning("%s; falling back to %s", error, self.previous_checkpoint)
+            return self.previous_checkpoint, read_checkpoint(self.previous_checkpoint)
+
+    def resume(self, config: dict[str, Any], args: Namespace) -> None:
+        """Read what there is, hold the command line to it (both `about` and `args`), and see whether it is finished.
+
+        Raises:
+            ValueError: if the run began otherwise, or no checkpoint of it can be read.
+        """
+        self.begun = path, content = self.latest()
+        self.recorded = content.get("run", {})
+        if missing := unsaid(self.recorded):
+            logger.warning(
+                "%s is of an older version and does not say its %s: whether this command line has the same is not "
+                "checked; compare it with the log of the run",
+                *(path, ", ".join(missing)),
+            )
+        continue_as(self.folder, self.recorded, self.mode, self.about, args)
+        if changed := changed_parts(content.get("config", config), config):
+            logger.warning("since the run began these parts of the config changed: %s", ", ".join(changed))
+        results = read_results(self.results_file).get(self.mode, {})
+        trained, max_epoch = content.get("epoch", -1), config["max_epoch"]
+        if trained >= max_epoch and results and results.get("history") == content.get("history"):
+            self.finished = {key: value for key, value in results.items() if key != "about"}
+            logger.info(
+                "%s is finished: epoch %d of %d is done, and everything in it stays as it is; "
+                "raise max_epoch in the config to train longer",
+                *(self.folder, trained, max_epoch),
+            )
+
+    def draw_in(self, folder: Path) -> None:
+        """Begin TensorBoard curves in a folder."""
+        self._writer = SummaryWriter(str(folder)) if is_main() else None
 
     def close(self) -> None:
         """Finish the curves."""
@@ -68,8 +120,9 @@ class Run:
             self._writer.close()
 
     def note_data(self, **datasets: Dataset) -> None:
-        """Put the fingerprints of the data sets beside the results."""
+        """Put the fingerprints of the data sets beside the results; ValueError if a resumed run had others."""
         self.about["data"] = {name: fingerprint(dataset) for name, dataset in datasets.items()}
+        same_data(self.folder, self.recorded.get("data", {}), self.about["data"])
 
     def note_weights(self, report: LoadReport) -> None:
         """Log what a checkpoint gave, and put what chose it beside the results."""
@@ -87,16 +140,21 @@ class Run:
                 self._writer.add_scalar(name, value, epoch)
             self._writer.flush()
 
-    def finish(self, results: dict[str, Any], markdown: str = "") -> dict[str, Any]:
+    def finish(self, results: dict[str, Any], markdown: str = "", trained: bool = True) -> dict[str, Any]:
         """Write the results of this mode into results.json and results.md beside those of other modes, return them.
 
         Args:
             results: plain values.
             markdown: what results.md shows of this mode; "" for all of its single values.
+            trained: False for a summary of runs that were finished before: where it says nothing new, the files stay.
         """
         if is_main():
-            path = self.folder / "results.json"
+            path = self.results_file
             all_results = read_results(path)
+            before = {key: value for key, value in all_results.get(self.mode, {}).items() if key != "about"}
+            if not trained and before == json.loads(json.dumps(results)):
+                logger.info("%s is finished: %s stays as it is", self.folder, path)
+                return results
             all_results[self.mode] = {**results, "about": self.about}
             with atomic_write(path.with_suffix(".md")) as file:
                 shown = {mode: _values(values) for mode, values in all_results.items()}
@@ -124,14 +182,15 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
     Args:
         config: resolved config, written into the folder as config.yaml; where a run is resumed, by the trainer.
         args: command line; `config`, `exp_name`, `resume`, `dry_run` and what describes the run are read. A dry run has
-            a folder that vanishes.
+            a folder that vanishes. Of a run that is resumed, what the command line does not say is put in, see
+            `continue_as`.
         mode: name of what runs.
         training: whether it writes checkpoints. A mode that does not may use any folder and keeps its config.yaml.
         part: folder within the run's folder, for a run that is made of several.
 
     Raises:
-        ValueError: if a training run finds the checkpoints of another and `--resume` is not given, or another process
-            trains in this folder.
+        ValueError: if a training run finds the checkpoints of another and `--resume` is not given, or it resumes one
+            that began otherwise, or another process trains in this folder.
         FileNotFoundError: if there is nothing to resume.
     """
     if args.dry_run:
@@ -156,7 +215,11 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
             save_config(config, run.config_file)
         logger.info("%s in %s", mode, folder)
         logger.debug("arguments: %s", vars(args))
-        run = Run(folder, mode, describe(config, args), parent / "TFBoard" / name if training else None, log)
+        run = Run(folder, mode, describe(config, args), log)
+        if training and args.resume:
+            run.resume(config, args)
+        if training and not run.finished:
+            run.draw_in(parent / "TFBoard" / name)
         try:
             yield run
         finally:
@@ -179,14 +242,16 @@ def _check_folder(run: Run, training: bool, resume: bool) -> None:
 def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """What a figure needs beside it to be understood later: config, checkpoint, seed, versions, device."""
     device = choose_device()
-    checkpoint = getattr(args, "ckpts", None)
+    checkpoint = args.ckpts or args.start_ckpts
+    evaluates = args.test or args.test_svm
     return {
         "config": str(args.config),
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "checkpoint": str(checkpoint) if checkpoint else None,
         "checkpoint_sha256": _file_hash(checkpoint) if checkpoint else None,
-        "seed": args.seed,
+        **({"seeds": args.seeds} if args.seeds else {"seed": args.seed}),
         "precision": args.amp,
+        **({} if evaluates else {"select_on": args.select_on}),
         "processes": world_size(),
         "device": device_name(device),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -203,7 +268,17 @@ def _file_hash(path: Path) -> str:
 
 
 def _values(results: dict[str, Any]) -> str:
-    """The single values among the results of a mode, and what stands beside them, as a Markdown table."""
-    plain = {name: value for name, value in results.items() if not isinstance(value, dict | list)}
+    """The values among the results of a mode, also of several seeds, and what stands beside them: a Markdown table."""
+    shown = {name: _spread(value) if _is_spread(value) else value for name, value in results.items()}
+    plain = {name: value for name, value in shown.items() if not isinstance(value, dict | list)}
     rows = [[name, f"{value:.2f}" if isinstance(value, float) else str(value)] for name, value in plain.items()]
     return markdown_table([*rows, *([name, str(value)] for name, value in results["about"].items())], ["", ""])
+
+
+def _is_spread(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"values", "mean", "std"}
+
+
+def _spread(figure: dict[str, Any]) -> str:
+    """Mean, standard deviation and every value."""
+    return f"{figure['mean']:.2f} ± {figure['std']:.2f} ({', '.join(f'{value:.2f}' for value in figure['values'])})"

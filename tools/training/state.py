@@ -11,8 +11,9 @@ from torch import nn
 from tools.training.builder import build_optimizer, build_scheduler
 from tools.training.engine import EpochState, NonFinite
 from tools.training.precision import Precision
+from tools.training.record import plain
 from tools.training.run import Run
-from utils.checkpoint import load_weights, read_checkpoint, save_checkpoint
+from utils.checkpoint import load_weights, save_checkpoint
 from utils.config import save_config
 from utils.distributed import gather, on_main, rank, world_size
 from utils.seed import rng_state, set_rng_state
@@ -66,7 +67,7 @@ class TrainingState:
             "best_metrics": self.best_metrics,
             "history": self.history,
             "rng": gather({**rng_state(), "augmentation": self.augmentation.get_state()}),
-            "config": _plain(self.config),
+            "config": plain(self.config),
             "chosen_by": "nothing, the latest of its run",
         }
 
@@ -96,7 +97,7 @@ def save(state: TrainingState, run: Run, chosen_by: str = "") -> None:
         run: the open run folder.
         chosen_by: what makes these weights the best so far, which are then saved as ckpt-best too; "" if they are not.
     """
-    content = state.state_dict()
+    content = state.state_dict() | {"run": run.record}
 
     def write() -> None:
         if chosen_by:
@@ -107,20 +108,21 @@ def save(state: TrainingState, run: Run, chosen_by: str = "") -> None:
 
 
 def resume(state: TrainingState, run: Run) -> None:
-    """Continue from the run's latest checkpoint that is whole.
+    """Continue from the checkpoint that the run has begun with, and put a damaged later one aside.
 
     Raises:
         ValueError: if it cannot be resumed or does not fit the model.
     """
-    path, content = _last_good_checkpoint(run)
+    assert run.begun is not None
+    (path, content), run.begun = run.begun, None
+    if path == run.previous_checkpoint:
+        damaged = run.last_checkpoint.with_suffix(".damaged.pth")  # or the next save would push the good one out
+        on_main(lambda: run.last_checkpoint.replace(damaged) if run.last_checkpoint.exists() else None)
     if missing := [key for key in RESUMED if key not in content]:
         raise ValueError(
             f"{path} cannot be resumed: it has no {', '.join(missing)}; "
             "start from its weights with --start_ckpts and another --exp_name"
         )
-    now, then = _plain(state.config), content["config"]
-    if changed := sorted(key for key in {**then, **now} if then.get(key) != now.get(key)):
-        logger.warning("since the run began these parts of the config changed: %s", ", ".join(changed))
     logger.info("%s", load_weights(state.model, path, strict=True))
     state.load_state_dict(content)
     on_main(lambda: save_config(state.config, run.config_file))  # not before: the checkpoint has to fit
@@ -132,25 +134,3 @@ def keep_nonfinite(error: NonFinite, run: Run, epoch: int, batches: int) -> Path
     path = run.folder / f"nonfinite-epoch{epoch}-batch{batches}-rank{rank()}.pth"
     save_checkpoint(path, {"epoch": epoch, "stage": error.stage, "batches": [list(batch) for batch in error.batches]})
     return path
-
-
-def _last_good_checkpoint(run: Run) -> tuple[Path, dict[str, Any]]:
-    """Read ckpt-last, or the one before it if ckpt-last is damaged or was never completed."""
-    last, previous = run.last_checkpoint, run.previous_checkpoint
-    try:
-        return last, read_checkpoint(last)
-    except (ValueError, FileNotFoundError) as error:
-        if not previous.exists():
-            raise
-        logger.warning("%s; falling back to %s", error, previous)
-        content = read_checkpoint(previous)
-    damaged = last.with_suffix(".damaged.pth")  # out of the way, or the next save would push the good one out
-    on_main(lambda: last.replace(damaged) if last.exists() else None)
-    return previous, content
-
-
-def _plain(value: Any) -> Any:
-    """Turn nested EasyDicts into dicts: a checkpoint holds plain types only."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -81,11 +81,11 @@ class Trainer:
         max_epoch, state = self.config["max_epoch"], self.state
         interval = evaluation_interval(self.config, self.args)
         if self.args.dry_run:
-            return measure_dry(self, interval)
+            return measure_dry(self.config, state, self.loader, self._train_batches, self.evaluate, interval)
         if self.args.resume:
             resume(state, self.run)
         elif self.args.start_ckpts:
-            logger.info("%s", load_weights(state.model, self.args.start_ckpts, strict=True))
+            self.run.note_weights(load_weights(state.model, self.args.start_ckpts, strict=True))
         with self.stop:
             for epoch in range(state.epoch, max_epoch + 1):
                 self._train(epoch)
@@ -98,7 +98,7 @@ class Trainer:
                     raise Stopped(f"stopped after epoch {epoch}; continue with --resume")
         return self._results(time.perf_counter() - began)
 
-    def train_batches(self, epoch: int, after_update: Callable[[], None], most: int | None = None) -> dict[str, float]:
+    def _train_batches(self, epoch: int, after_update: Callable[[], None], most: int | None = None) -> dict[str, float]:
         """Train on what is left of an epoch, or on `most` batches of it; returns the averages."""
         config, state = self.config, self.state
         state.scheduler.step(epoch)
@@ -133,7 +133,7 @@ class Trainer:
 
     def _train(self, epoch: int) -> None:
         began = time.perf_counter()
-        values, progress = self.train_batches(epoch, self._after_update), self.state.progress
+        values, progress = self._train_batches(epoch, self._after_update), self.state.progress
         seconds = time.perf_counter() - began
         values["lr"] = self.state.optimizer.param_groups[0]["lr"]
         self.state.history.append({"epoch": epoch, **values})
