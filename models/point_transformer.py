@@ -41,7 +41,7 @@ class PointTransformer(SingleScaleEncoder):
         if cls_dim < 2:
             raise ValueError(f"cls_dim must be at least 2, got {cls_dim}")
         super().__init__(trans_dim, depth, num_heads, drop_path_rate)
-        self.num_group, self.group_size, self.num_classes = num_group, group_size, cls_dim
+        self.num_groups, self.group_size, self.num_classes = (num_group,), group_size, cls_dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, trans_dim))
         self.cls_pos = nn.Parameter(torch.zeros(1, 1, trans_dim))
         self.cls_head_finetune = classification_head(2 * trans_dim, cls_dim)
@@ -50,7 +50,7 @@ class PointTransformer(SingleScaleEncoder):
 
     def forward(self, points: Tensor) -> Tensor:
         """Classify (B, N, 3) points; returns logits (B, cls_dim)."""
-        group = group_points(points, self.num_group, self.group_size)
+        group = group_points(points, *self.num_groups, self.group_size)
         batch = len(points)
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), self.encoder(group.neighborhoods)], dim=1)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(group.centers)], dim=1)

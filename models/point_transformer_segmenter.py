@@ -57,7 +57,7 @@ class PointTransformerSegmenter(SingleScaleEncoder, Segmenter):
         if depth % NUM_TAPS:
             raise ValueError(f"depth must be a multiple of {NUM_TAPS}, got {depth}: each third of the blocks is tapped")
         super().__init__(trans_dim, depth, num_heads, drop_path_rate)
-        self.num_group, self.group_size = num_group, group_size
+        self.num_groups, self.group_size = (num_group,), group_size
         self.num_parts, self.num_categories = num_parts, num_categories
         self.taps = range(0, depth + 1, depth // NUM_TAPS)
         tapped_dim, self.local_dim = NUM_TAPS * trans_dim, point_dims[-1]
@@ -82,7 +82,7 @@ class PointTransformerSegmenter(SingleScaleEncoder, Segmenter):
         Raises:
             ValueError: if `category` has another shape.
         """
-        group = group_points(points, self.num_group, self.group_size)
+        group = group_points(points, *self.num_groups, self.group_size)
         tokens = self.tap(self.encoder(group.neighborhoods), self.pos_embed(group.centers))  # (B, G, 3C)
         local = self.propagation_0(points, group.centers, tokens)  # (B, local_dim, N)
         of_cloud = torch.cat([tokens.amax(1), tokens.mean(1), self.embed_category(category, points)], dim=1)

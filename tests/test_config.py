@@ -71,6 +71,17 @@ SEGMENTER = ENCODER | {
     "group_sizes": [16, 8, 8],
     "local_radius": [0.32, 0.64, 1.28],
 }
+TRANSFORMER = {"trans_dim": 384, "encoder_dims": 384, "depth": 12, "drop_path_rate": 0.1, "num_heads": 6}
+POINT_MAE = {
+    "NAME": "Point_MAE",
+    "group_size": 32,
+    "num_group": 64,
+    "loss": "cdl2",
+    "transformer_config": TRANSFORMER
+    | {"mask_ratio": 0.6, "mask_type": "rand", "decoder_depth": 4, "decoder_num_heads": 6},
+}
+POINT_TRANSFORMER = TRANSFORMER | {"NAME": "PointTransformer", "cls_dim": 40, "group_size": 32, "num_group": 64}
+POINT_TRANSFORMER_SCAN = POINT_TRANSFORMER | {"cls_dim": 15, "num_group": 128}
 MODELS = {
     "pre-training/i2p-mae": I2P_PRETRAIN | {"clip_config": {"visual_encoder": "ViT-B/16", "feat_dim": 512}},
     "pre-training/point-m2ae": M2AE_PRETRAIN,
@@ -90,6 +101,17 @@ MODELS = {
     "few-shot/point-m2ae_modelnet40": M2AE_MODELNET,
     "part-segmentation/i2p-mae": SEGMENTER,
     "part-segmentation/point-m2ae": SEGMENTER,
+    "point-mae/pre-train": POINT_MAE,
+    "point-mae/linear-svm_modelnet40": POINT_MAE,
+    "point-mae/linear-svm_scan_obj-bg": POINT_MAE,
+    "point-mae/modelnet40": POINT_TRANSFORMER,
+    "point-mae/modelnet40_8k": POINT_TRANSFORMER | {"num_group": 512},
+    "point-mae/scan_pb": POINT_TRANSFORMER_SCAN,
+    "point-mae/scan_obj": POINT_TRANSFORMER_SCAN,
+    "point-mae/scan_obj-bg": POINT_TRANSFORMER_SCAN,
+    "point-mae/few-shot": POINT_TRANSFORMER,
+    "point-mae/part-segmentation": TRANSFORMER
+    | {"NAME": "Point_MAE_SEG", "num_parts": 50, "num_categories": 16, "group_size": 32, "num_group": 128},
 }
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -111,6 +133,14 @@ TRAINING = {
     "few-shot/point-m2ae_modelnet40": FEW_SHOT_TRAINING,
     "part-segmentation/i2p-mae": PART_TRAINING,
     "part-segmentation/point-m2ae": PART_TRAINING,
+    "point-mae/pre-train": (1e-3, 300, 300, 128, None, None, "scale_and_translate"),
+    "point-mae/modelnet40": MODELNET_TRAINING,
+    "point-mae/modelnet40_8k": (5e-4, 300, 300, 32, 8192, 10, "scale_and_translate"),
+    "point-mae/scan_pb": (*SCAN_TRAINING, "scale_and_translate"),
+    "point-mae/scan_obj": (*SCAN_TRAINING, "scale_and_translate"),
+    "point-mae/scan_obj-bg": (*SCAN_TRAINING, "scale_and_translate"),
+    "point-mae/few-shot": FEW_SHOT_TRAINING,
+    "point-mae/part-segmentation": PART_TRAINING,
 }
 SVM_C = {
     "pre-training/i2p-mae": 0.01,
@@ -119,6 +149,9 @@ SVM_C = {
     "linear-svm/scan_obj-bg": 0.018,
     "linear-svm/point-m2ae_modelnet40": 0.012,
     "linear-svm/point-m2ae_scan_obj-bg": 0.042,
+    "point-mae/pre-train": 0.01,
+    "point-mae/linear-svm_modelnet40": 0.01,
+    "point-mae/linear-svm_scan_obj-bg": 0.01,
 }
 
 
@@ -157,6 +190,16 @@ DATA = {
     "pre-training/point-m2ae": {"train": SHAPENET, **MODELNET_SVM},
     "part-segmentation/i2p-mae": SEGMENTATION,
     "part-segmentation/point-m2ae": SEGMENTATION,
+    "point-mae/pre-train": {"train": SHAPENET | {"others": {"subset": "train", "npoints": 1024}}, **MODELNET_SVM},
+    "point-mae/linear-svm_modelnet40": MODELNET_SVM,
+    "point-mae/linear-svm_scan_obj-bg": halves("svm_", "subset", OBJ_BG, npoints=2048),
+    "point-mae/modelnet40": halves("", "subset", MODELNET),
+    "point-mae/modelnet40_8k": halves("", "subset", MODELNET),
+    "point-mae/scan_pb": halves("", "subset", PB),
+    "point-mae/scan_obj": halves("", "subset", OBJ),
+    "point-mae/scan_obj-bg": halves("", "subset", OBJ_BG),
+    "point-mae/few-shot": halves("", "subset", FEW_SHOT),
+    "point-mae/part-segmentation": SEGMENTATION,
 }
 for method in ("", "point-m2ae_"):
     DATA |= {
@@ -176,7 +219,7 @@ def name_of(path: Path) -> str:
 
 def test_every_shipped_config_but_the_demos_has_its_values_here() -> None:
     shipped = {name_of(path) for path in SHIPPED if path.parent.name != "demo"}
-    trained = {name for name in shipped if not name.startswith("linear-svm/")}
+    trained = {name for name in shipped if "linear-svm" not in name}
     assert shipped == MODELS.keys() == DATA.keys()
     assert trained == TRAINING.keys()
 

@@ -23,20 +23,29 @@ def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
         config.clip_config.pretrained = "untrained"  # the released one has CLIP's weights, which are downloaded
     with torch.random.fork_rng():
         model = build_model(config)
-    assert sum(parameter.numel() for parameter in model.h_encoder.parameters()) > 0
+    assert sum(parameter.numel() for parameter in model.parameters()) > 0
     assert isinstance(model, getattr(MODELS[config.NAME], "func", MODELS[config.NAME]))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
+    settings = {
+        "I2P_MAE": I2P | {"drop_path_rate": 0.28},
+        "Point_MAE": {"transformer_config": {"drop_path_rate": 0.28}},
+        "PointTransformer": {"cls_dim": 2, "drop_path_rate": 0.28},
+    }
     with torch.device("meta"):
-        model = build_model((I2P if name == "I2P_MAE" else {}) | {"NAME": name, "drop_path_rate": 0.28})
+        model = build_model(settings.get(name, {"drop_path_rate": 0.28}) | {"NAME": name})
     rates = {
         part: [module.drop_prob for module in blocks.modules() if isinstance(module, DropPath)]
         for part, blocks in model.named_children()
     }
-    assert rates["h_encoder"] == pytest.approx([0.28 * i / 14 for i in range(15)])
-    assert rates.get("h_decoder", [0, 0.28]) == [0, 0.28]
+    depths = {"h_encoder": 15, "h_decoder": 2, "MAE_encoder": 12, "blocks": 12, "MAE_decoder": 4}
+    stacks = {part: found for part, found in rates.items() if found}
+    assert stacks
+    for part, found in stacks.items():
+        last = depths[part] - 1
+        assert found == pytest.approx([0.28 * i / last for i in range(last + 1)])
 
 
 def test_all_kinds_of_configs_are_shipped():
@@ -60,6 +69,12 @@ def test_all_kinds_of_configs_are_shipped():
             {**I2P, "clip_config": {"feat_dim": 8, "visual_enc": None}},
             r"clip_config\.visual_enc'; did you mean 'visual_encoder'",
         ),
+        (
+            {"NAME": "Point_MAE", "transformer_config": {"mask_rato": 0.5}},
+            r"model\.transformer_config\.mask_rato'; did you mean 'mask_ratio'",
+        ),
+        ({"NAME": "Point_MAE", "loss": "emd"}, r"model\.loss is 'emd'; expected .*'cdl1', 'cdl2'"),
+        ({"NAME": "PointTransformer"}, r"model lacks cls_dim"),
         ({"NAME": "I2P_MAE_ModelNet40", "pooling": "max"}, r"model\.pooling is 'max'; expected .*'sum', 'concat'"),
     ],
 )

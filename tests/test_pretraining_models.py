@@ -598,10 +598,10 @@ def test_released_settings_are_accepted(config):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("check", [check_model_config, build_model])
 def test_an_unknown_key_is_named_with_its_place_and_the_nearest(check, name):
-    config = {"NAME": name, "num_group": [32, 16, 8], "clip_config": None}
+    config = {"NAME": name, "group_sise": [16, 8, 8], "clip_config": None}
     if name != "I2P_MAE":
         del config["clip_config"]
-    with pytest.raises(ValueError, match=r"model\.num_group: .*did you mean 'num_groups'"):
+    with pytest.raises(ValueError, match=r"unknown key 'model\.group_sise'.*did you mean 'group_sizes?'"):
         check(config)
 
 

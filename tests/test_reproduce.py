@@ -65,8 +65,8 @@ def leaves(tree: object, path: str) -> list[str]:
 # the rows
 
 
-def test_every_published_figure_of_the_two_methods_has_a_row():
-    figures = [leaf for method in ("I2P-MAE", "Point-M2AE") for leaf in leaves(PUBLISHED[method], method)]
+def test_every_published_figure_of_the_methods_has_a_row():
+    figures = [leaf for method in ("I2P-MAE", "Point-M2AE", "Point-MAE") for leaf in leaves(PUBLISHED[method], method)]
     assert sorted(row.key for row in ROWS) == sorted(figures)
 
 
@@ -83,7 +83,12 @@ def test_every_command_parses_and_its_config_loads(row, way, here):
         touch(weights)
     args = parse_args(reproduce.command_of(way, Path(row.config), weights))
     config = load_config(args.config)
-    assert (config.model.NAME.startswith("Point_M2AE")) == (row.method == "Point-M2AE" or "part_seg" in row.key)
+    names = {
+        "I2P-MAE": ("Point_M2AE_SEG",) if "part_seg" in row.key else ("I2P_MAE",),
+        "Point-M2AE": ("Point_M2AE",),
+        "Point-MAE": ("Point_MAE", "PointTransformer"),
+    }
+    assert config.model.NAME.startswith(names[row.method])
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
@@ -124,6 +129,8 @@ def test_what_is_missing_is_named_with_its_way_out(here, capsys):
     assert f"missing: {data}, ckpts/scan_pb.pth; or else ckpts/pre-train.pth, --train" in text
     assert f"{data}: from hkust-vgd.github.io/scanobjectnn" in text
     assert "ckpts/scan_pb.pth: link in the README of ZrrSkywalker/I2P-MAE" in text
+    assert main(["--plan", "--only", "Point-MAE.finetune.scan_pb"]) == 0
+    assert "ckpts/point-mae_scan_pb.pth: link in the README of Pang-Yatian/Point-MAE" in capsys.readouterr().out
     assert [path.name for path in here.iterdir()] == ["cfgs"]
 
 
@@ -336,6 +343,9 @@ def test_the_document_ends_with_what_the_module_generates(costs, monkeypatch):
         ("fine-tuning/point-m2ae_modelnet40", 12_830_056, 4.61),
         ("pre-training/point-m2ae", 15_255_856, None),
         ("pre-training/i2p-mae", 17_622_808, None),
+        ("point-mae/scan_pb", 22_093_327, 4.76),
+        ("point-mae/modelnet40", 22_099_752, 2.39),
+        ("point-mae/pre-train", 29_006_432, 2.02),
     ],
 )
 def test_the_shipped_models_cost_what_the_document_says(costs, config, parameters, macs):

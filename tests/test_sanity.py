@@ -59,8 +59,8 @@ def test_nothing_is_said_of_what_is_right(caplog):
     [
         (
             SimpleNamespace(num_classes=5, num_groups=(8,)), {}, {},
-            "model.num_classes is 5, but Clouds (dataset.train) has 2 classes: the other outputs are never right; set "
-            "model.num_classes to 2",
+            "the model has 5 classes, but Clouds (dataset.train) has 2 classes: the other outputs are never right; set "
+            "model.num_classes (model.cls_dim of a PointTransformer) to 2",
         ),
         (
             ENCODER, {"max_epoch": 9}, {},
@@ -69,11 +69,11 @@ def test_nothing_is_said_of_what_is_right(caplog):
         ),
         (
             CLASSIFIER, {"npoints": 7}, {},
-            "npoints is 7, fewer than the 8 groups of model.num_groups: centres repeat; raise it, or lower the groups",
+            "npoints is 7, fewer than the 8 groups that the model makes: centres repeat; raise it, or lower the groups",
         ),
         (
             ENCODER, {}, {"svm_test": Clouds(points=7)},
-            "clouds of dataset.svm_test have 7 points, fewer than the 8 groups of model.num_groups: centres repeat; "
+            "clouds of dataset.svm_test have 7 points, fewer than the 8 groups that the model makes: centres repeat; "
             "let the data set hand out more, or lower the groups",
         ),
         (

@@ -22,7 +22,7 @@ def check_labels(model: nn.Module, *loaders: DataLoader) -> None:
         if dataset.labels.max() >= model.num_classes:
             raise ValueError(
                 f"{name_of(dataset)} has label {dataset.labels.max()}, but the model has {model.num_classes} "
-                "classes (labels start at 0); set model.num_classes, or model.cls_dim of a PointTransformer"
+                "classes (labels start at 0); set model.num_classes (model.cls_dim of a PointTransformer)"
             )
 
 

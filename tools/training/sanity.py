@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 CLOUDS = 5  # of each split that are looked at
 RADII = (0.1, 10.0)  # largest distance from the origin: published clouds that are not scaled by a reader are near 1
-_REPEATED = "fewer than the {} groups of model.num_groups: centres repeat"
+_REPEATED = "fewer than the {} groups that the model makes: centres repeat"
 
 
 def warn(config: dict[str, Any], model: nn.Module, **datasets: Dataset) -> None:
@@ -54,8 +54,8 @@ def _of_head(model: nn.Module, dataset: Dataset) -> Iterator[str]:
     classes, outputs = len(dataset.class_names), getattr(model, "num_classes", 0)
     if outputs > classes and name_of(dataset) != ModelNetFewShot.__name__:
         yield (
-            f"model.num_classes is {outputs}, but {name_of(dataset)} (dataset.train) has {classes} classes: the other "
-            f"outputs are never right; set model.num_classes to {classes}"
+            f"the model has {outputs} classes, but {name_of(dataset)} (dataset.train) has {classes} classes: the other "
+            f"outputs are never right; set model.num_classes (model.cls_dim of a PointTransformer) to {classes}"
         )
 
 
