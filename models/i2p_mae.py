@@ -61,7 +61,7 @@ class I2P_MAE(MaskedAutoencoder):
         **settings: those of `MaskedAutoencoder`.
     """
 
-    sections: ClassVar = {"clip_config": build_teacher}
+    sections: ClassVar = {"clip_config": build_teacher}  # section of the config → what takes its keys
     teacher: CLIPTeacher | None
 
     def __init__(

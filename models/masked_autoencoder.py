@@ -1,4 +1,4 @@
-"""What the two pre-training models share: grouping, the masked encoder, the decoder, the 3D loss (Point-M2AE)."""
+"""What the hierarchical pre-training models share: grouping, masked encoder, decoder, 3D loss (Point-M2AE)."""
 
 from collections.abc import Sequence
 

@@ -77,7 +77,7 @@ class Point_MAE(nn.Module):
     """
 
     loading = LoadingRules(kind=kind_of)
-    sections: ClassVar = {"transformer_config": TransformerConfig}
+    sections: ClassVar = {"transformer_config": TransformerConfig}  # section of the config → what takes its keys
 
     def __init__(
         self,
