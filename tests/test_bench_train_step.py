@@ -307,6 +307,29 @@ def test_results_are_written(device, monkeypatch, tmp_path, capsys):
     assert all(stage in printed for stage in STAGES)
 
 
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        ([], ""),
+        (["--amp", "none", "bf16"], ""),
+        (["--batch", "4"], "partial/"),
+        (["--points", "1024"], "partial/"),
+        (["--formulation", "ours"], "partial/"),
+        (["--amp", "bf16"], "partial/"),
+        (["--quick", "--batch", "4"], "quick/"),
+    ],
+)
+def test_a_partial_run_leaves_the_tracked_results_alone(flags, folder, monkeypatch, tmp_path, capsys):
+    row = bench_train_step.Row(1, 1, "ours", "none", 1, 1.0, dict.fromkeys(STAGES, 1.0), *[1.0] * 6, None, None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_train_step, "write_shapenet", lambda folder, **sizes: folder)
+    monkeypatch.setattr(bench_train_step, "measure", lambda *args: [row])
+    bench_train_step.main(["--device", "cpu", *flags])
+    where = f"benchmarks/results/{folder}train_step-cpu"
+    assert sorted(str(path) for path in Path().rglob("*.*")) == [f"{where}/results.json", f"{where}/stages.png"]
+    assert f"results in {where}\n" in capsys.readouterr().out
+
+
 def test_sizes_are_the_default_ones_or_every_pair_of_what_is_given():
     def sizes(*arguments: str) -> list[tuple[int, int]]:
         return bench_train_step.sizes_of(bench_train_step.parse_args(["--device", "cpu", *arguments]))
