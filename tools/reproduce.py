@@ -120,7 +120,7 @@ def choose_way(row: Row, setup: Setup, weights: dict[str, Path]) -> tuple[Way, l
     Args:
         row: the published figure.
         setup: what is where.
-        weights: at hand, by name.
+        weights: files that were found, by name.
 
     Returns:
         The way and an empty list; or the first of all ways and, for each of them, what is missing.
