@@ -1,5 +1,6 @@
 """The readers on tiny files in the published layouts, and what they say about missing, damaged and foreign ones."""
 
+import hashlib
 import logging
 import pickle
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets import DATASETS, build_dataset, check_dataset_config
+from datasets import DATASETS, build_dataset, check_dataset_config, fingerprint
 from datasets.scanobjectnn import CLASS_NAMES
 from utils.config import load_config
 
@@ -199,6 +200,16 @@ def test_modelnet_dat_goes_before_text(modelnet, use_normals):
     points, _ = dataset[1]
     torch.testing.assert_close(points[:, :3], on_unit_sphere(clouds[1][:, :3]))
     assert torch.equal(points[:, 3:], torch.as_tensor(clouds[1][:, 3 : 6 if use_normals else 3]))
+
+
+def test_a_fingerprint_is_of_the_file_and_not_of_what_a_processor_rounds(modelnet):
+    clouds, labels = [cloud() for _ in range(4)], [np.array([label]) for label in (0, 1, 1, 0)]
+    write_dat(modelnet, [np.hstack([points, points]) for points in clouds], labels)
+    digest = hashlib.sha256(np.array([0, 1, 1, 0]).tobytes() + b"bed\nnight_stand")
+    for points in (clouds[0], clouds[2], clouds[3]):
+        digest.update(points.tobytes())
+    expected = {"name": "ModelNet", "clouds": 4, "sha256": digest.hexdigest()}
+    assert fingerprint(build_dataset(modelnet)) == expected
 
 
 def test_modelnet_text_gives_normals_unchanged(modelnet):

@@ -296,6 +296,7 @@ def test_the_weights_that_a_run_started_from_are_kept(here, pretrained):
     assert run("pre-training/again", "--start_ckpts", pretrained / "ckpt-last.pth") == 0
     about = results_of("pre-training/again")["pre-training"]["about"]
     assert about["checkpoint"] == str(pretrained / "ckpt-last.pth")
+    assert about["checkpoint_chosen_by"] == "nothing, the latest of its run"
     assert (
         state_of(Path("experiments/pre-training/again/default"))["run"]["checkpoint_sha256"]
         == about["checkpoint_sha256"]
