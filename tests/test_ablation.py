@@ -142,13 +142,13 @@ def small(tmp_path, monkeypatch):
         commands.append(command)
         return main.main(command)
 
-    def make_data(_):
+    def write_demo(_):
         write_shapenet("data", classes=CLASSES, train=4, test=1, num_points=128)
         write_scanobjectnn("data", classes=CLASSES, train=4, test=3, num_points=POINTS)
 
     monkeypatch.setattr(ablation, "CONFIG", Path("cfgs/ablation.yaml"))
     monkeypatch.setattr(ablation, "SETTINGS", (Setting(math.inf, "both"),))
-    monkeypatch.setattr(ablation, "make_data", make_data)
+    monkeypatch.setattr(ablation, "write_demo", write_demo)
     monkeypatch.setattr(ablation, "launch", launch)
     return commands
 

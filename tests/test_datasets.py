@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import DATASETS, build_dataset, check_dataset_config, fingerprint
+from datasets.holdout import Part
 from datasets.scanobjectnn import CLASS_NAMES
 from utils.config import load_config
 
@@ -210,6 +211,7 @@ def test_a_fingerprint_is_of_the_file_and_not_of_what_a_processor_rounds(modelne
         digest.update(points.tobytes())
     expected = {"name": "ModelNet", "clouds": 4, "sha256": digest.hexdigest()}
     assert fingerprint(build_dataset(modelnet)) == expected
+    assert fingerprint(Part(build_dataset(modelnet), np.arange(4))) == expected
 
 
 def test_modelnet_text_gives_normals_unchanged(modelnet):

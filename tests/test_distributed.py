@@ -333,7 +333,7 @@ def final_weights():
     class Kept(Trainer):
         def fit(self):
             results = super().fit()
-            kept.append(copy.deepcopy(self.model.state_dict()))
+            kept.append(copy.deepcopy(self.state.model.state_dict()))
             return results
 
     runner_pretrain.Trainer = Kept
