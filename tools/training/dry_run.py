@@ -1,6 +1,5 @@
 """`--dry_run`: what a training run would take, from a few steps of it."""
 
-import logging
 import statistics
 import time
 from itertools import pairwise
@@ -12,8 +11,6 @@ from utils.tables import format_table
 
 if TYPE_CHECKING:
     from tools.training.trainer import Trainer
-
-logger = logging.getLogger(__name__)
 
 UPDATES = 8
 WARM_UP_UPDATES = 2  # slower than the rest
@@ -44,5 +41,5 @@ def measure_dry(trainer: "Trainer", interval: int) -> dict[str, float]:
         "waiting for data, %": waited,
     }
     title = f"expected of {trainer.run.mode} on {state.device}, from {len(updates)} updates"
-    logger.info("dry run\n%s", format_table([[name, value] for name, value in expected.items()], [title, ""]))
+    trainer.run.show("dry run", format_table([[name, value] for name, value in expected.items()], [title, ""]))
     return expected

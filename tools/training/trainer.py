@@ -196,7 +196,7 @@ class Trainer:
             [f"best (epoch {best['epoch']}, chosen on {results['best_chosen_on']})", results["best_accuracy"]],
             [f"final (epoch {final['epoch']})", results["final_accuracy"]],
         ]
-        logger.info("%s\n%s", self.run.mode, format_table(rows, [results["protocol"], "%"]))
+        self.run.show(self.run.mode, format_table(rows, [results["protocol"], "%"]))
         return results
 
     def _test(self, test: Callable[[], float]) -> dict[str, Any]:
