@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets import DATASETS, build_dataset, check_dataset_config
-from datasets.scanobjectnn import CLASS_NAMES
+from datasets import DATASETS, build_dataset, check_dataset_config, fingerprint
 from utils.config import load_config
 
 RNG = np.random.default_rng(0)
@@ -283,7 +282,8 @@ def test_scanobjectnn_splits_are_the_published_files(scanobjectnn, split, subset
     dataset = build_dataset(changed(scanobjectnn, SPLIT=split, subset=subset))
     assert torch.equal(dataset[0][0], torch.full((32, 3), float(number)))  # as they are: neither centred nor scaled
     assert dataset.labels.tolist() == [14, 0, 3]
-    assert dataset.class_names == CLASS_NAMES
+    names = ["bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow"]
+    assert dataset.class_names == [*names, "sink", "sofa", "toilet"]  # the published labels 0 … 14
 
 
 def test_scanobjectnn_takes_the_first_points(scanobjectnn):
@@ -488,3 +488,43 @@ def test_a_shipped_entry_is_complete(path, tmp_path):
     entry = load_config(config).dataset.svm_train
     assert entry.NAME in DATASETS
     check_dataset_config({**entry, "others": OTHERS[entry.NAME]}, "dataset.svm_train")
+
+
+# ---------------------------------------------------------------------------------------------------- fingerprints
+
+
+class Clouds:
+    """Clouds of one value each."""
+
+    def __init__(self, labels=(0, 1, 0, 1, 1), values=(0, 1, 2, 3, 4), class_names=("a", "b")):
+        self.labels, self.values, self.class_names = np.array(labels), values, class_names
+
+    def __getitem__(self, index):
+        return torch.full((2, 3), float(self.values[index])), int(self.labels[index])
+
+
+class DrawnClouds(Clouds):
+    def set_epoch(self, epoch):
+        """Draw anew."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": (1, 0, 0, 1, 1)},
+        {"class_names": ("b", "a")},
+        {"values": (9, 1, 2, 3, 4)},
+        {"values": (0, 1, 9, 3, 4)},
+        {"values": (0, 1, 2, 3, 9)},
+    ],
+)
+def test_a_fingerprint_tells_labels_names_and_clouds_apart(change):
+    before, after = fingerprint(Clouds()), fingerprint(Clouds(**change))
+    assert before == fingerprint(Clouds())
+    assert (before["name"], before["clouds"]) == ("Clouds", 5)
+    assert before["sha256"] != after["sha256"]
+
+
+def test_a_fingerprint_leaves_out_clouds_that_are_drawn_anew():
+    assert fingerprint(DrawnClouds()) == fingerprint(DrawnClouds(values=(9, 9, 9, 9, 9)))
+    assert fingerprint(DrawnClouds())["sha256"] != fingerprint(DrawnClouds(labels=(1, 0, 0, 1, 1)))["sha256"]
