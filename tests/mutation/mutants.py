@@ -6,7 +6,7 @@ import hashlib
 import io
 import random
 import tokenize
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,12 @@ MESSAGES = m.Call(
 )
 TEXTS = m.Arg(keyword=m.Name("help") | m.Name("metavar") | m.Name("description") | m.Name("epilog") | m.Name("desc"))
 # An argument of these is hardly ever wrong without an error.
-PLAIN = m.Call(func=m.Name("len") | m.Name("isinstance") | m.Name("TypeVar"))
+PLAIN = m.Call(func=m.Name("len") | m.Name("isinstance"))
 NAMES = m.Assign(targets=[m.AssignTarget(target=m.Name("__all__") | m.Name("logger"))])
-UNTOUCHED = m.Annotation() | m.Import() | m.ImportFrom() | m.Decorator() | m.Raise() | MESSAGES | TEXTS | PLAIN | NAMES
+TYPES = m.Assign(value=m.Call(func=m.Name("TypeVar")))
+UNTOUCHED = (
+    m.Annotation() | m.Import() | m.ImportFrom() | m.Decorator() | m.Raise() | MESSAGES | TEXTS | PLAIN | NAMES | TYPES
+)
 STRING_ALONE = m.Expr(value=m.SimpleString() | m.ConcatenatedString())
 
 
@@ -103,9 +106,11 @@ class _Visitor(cst.CSTVisitor):
         if self.above and m.matches(self.above[-1], m.Assert()) and node is self.above[-1].msg:
             return False
         self.above.append(node)
-        others = [other for kind, operator in mutation_operators if isinstance(node, kind) for other in operator(node)]
-        if others:
-            self.sites += [self._site(node, other) for other in others]
+        for other in (
+            other for kind, operator in mutation_operators if isinstance(node, kind) for other in operator(node)
+        ):
+            if not (isinstance(node, cst.Call) and _texts(node) != _texts(other)):
+                self.sites.append(self._site(node, other))
         return True
 
     def on_leave(self, original_node: cst.CSTNode) -> None:
@@ -130,6 +135,11 @@ class _Visitor(cst.CSTVisitor):
         names = ".".join(scope.name.value for scope in scopes)
         line = self._lines(node)[0] if not isinstance(node, cst.BaseCompoundStatement) else first
         return _Site(self.module, node, other, (self.file, line, names, (first, last), inside is None))
+
+
+def _texts(call: cst.Call) -> list[cst.BaseExpression]:
+    """The arguments of a call that are texts for people."""
+    return [argument.value for argument in call.args if m.matches(argument, TEXTS)]
 
 
 def _sites(root: Path, file: str) -> list[_Site]:
@@ -174,23 +184,41 @@ def shares(root: Path, total: int) -> dict[str, int]:
 
 
 def draw(root: Path, room: str, count: int, seed: int) -> list[Mutant]:
-    """Draw mutants of a room: a line, then one of its changes; no line twice before each has had its turn."""
-    generator = random.Random(f"{seed} {room}")
-    lines: dict[tuple[str, int], list[_Site]] = defaultdict(list)
+    """Draw mutants of a room: a line, then one of its changes; no line twice before each has had its turn.
+
+    The draw of a line depends on the seed, the file and what the line says: other lines and files may change.
+    """
+    lines: dict[str, list[_Site]] = {}
     for file in files_of(root, room):
-        for site in _sites(root, file):
-            lines[site.place[:2]].append(site)
+        lines |= _sites_by_line((root / file).read_text(encoding="utf-8"), _sites(root, file))
+    generators = {line: random.Random(f"{seed} {line}") for line in lines}
+    order = sorted(lines, key=lambda line: generators[line].random())
     drawn: dict[str, Mutant] = {}
-    while lines:
-        for line in generator.sample(sorted(lines), len(lines)):
-            mutant = _draw_one(lines[line], generator)
-            if mutant is None:
-                del lines[line]
-                continue
-            drawn[mutant.name] = mutant
+    while order and len(drawn) < count:
+        left = []
+        for line in order:
+            mutant = _draw_one(lines[line], generators[line])
+            if mutant is not None:
+                drawn[mutant.name] = mutant
+                left.append(line)
             if len(drawn) == count:
-                return sorted(drawn.values(), key=lambda mutant: (mutant.file, mutant.line))
+                break
+        order = left
     return sorted(drawn.values(), key=lambda mutant: (mutant.file, mutant.line))
+
+
+def _sites_by_line(source: str, sites: list[_Site]) -> dict[str, list[_Site]]:
+    """Group the sites of a file by line; a line goes by its file, its text and how often that came before."""
+    seen: Counter[str] = Counter()
+    names = []
+    for text in source.splitlines():
+        seen[text] += 1
+        names.append(f"{text} {seen[text]}")
+    lines = defaultdict(list)
+    for site in sites:
+        file, number = site.place[:2]
+        lines[f"{file} {names[number - 1]}"].append(site)
+    return lines
 
 
 def _draw_one(sites: list[_Site], generator: random.Random) -> Mutant | None:
