@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before what reads them
 
 from .children import ROOT, Child, in_turn, preload, sync_tree
-from .cover import Map, content_hash, measure
+from .cover import Map, content_hash, file_of, measure
 from .mutants import ROOMS, Mutant, draw, files_of, shares
 from .trial import start
 
@@ -78,7 +78,7 @@ class Results:
 
 def against(tests: Map, killed_by: str, chosen: list[str]) -> dict[str, str]:
     """The test files that decided an outcome, with their contents' hashes."""
-    files = [killed_by.split("::")[0]] if "::" in killed_by else [node.split("::")[0] for node in chosen]
+    files = map(file_of, [killed_by] if "::" in killed_by else chosen)
     return {file: tests.contents.get(file, "gone") for file in sorted(set(files))}
 
 
@@ -134,7 +134,7 @@ def check(args: argparse.Namespace, tree: Path, tests: Map, mutants: list[Mutant
             taken = time.monotonic() - child.begun
             good = outcome == expected
             wrong += not good
-            note = f"{taken:.1f} s, unmutated {sum(tests.seconds(n.split('::')[0], n) for n in nodes):.1f} s"
+            note = f"{taken:.1f} s, unmutated {sum(tests.test(node)['seconds'] for node in nodes):.1f} s"
             print(
                 f"{'as expected' if good else 'WRONG'}: {sample.file}:{sample.line} {outcome} {killed_by} ({note})",
                 flush=True,

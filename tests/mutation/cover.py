@@ -181,33 +181,42 @@ class Map:
         return chosen
 
     def selection(self, mutant: Mutant, limit: float) -> list[str]:
-        """The tests of a mutant that fit in the time: test files that import its module first, then the fastest.
+        """The tests of a mutant that fit in the time, file by file.
 
+        Chosen are first those of test files that import its module, then the others, each time the fastest first.
         Tests that start processes for this very file come last and have the same time for themselves.
         """
         tests_of = self.tests_of(mutant)
-        seconds = {file: sum(self.seconds(file, node) for node in tests) for file, tests in tests_of.items()}
-        order = sorted(tests_of, key=lambda file: (mutant.file not in self.imports[file], seconds[file]))
-        late = [file for file in order if mutant.file in PROCESSES.get(file, ())]
-        early = [file for file in order if file not in late]
-        return [node for files in (early, late) for node in self._fitting({f: tests_of[f] for f in files}, limit)]
+        late = {file: tests for file, tests in tests_of.items() if mutant.file in PROCESSES.get(file, ())}
+        early = {file: tests for file, tests in tests_of.items() if file not in late}
+        return [node for tests in (early, late) for node in self._fitting(mutant, tests, limit)]
 
-    def _fitting(self, tests_of: dict[str, list[str]], left: float) -> Iterator[str]:
-        for file, tests in tests_of.items():
-            fixtures: set[str] = set()
-            for node in sorted(tests, key=partial(self.seconds, file)):
-                new = set(self.measured[file]["tests"][node]["fixtures"]) - fixtures
-                cost = self.seconds(file, node) + sum(self.measured[file]["fixtures"][name] for name in new)
-                if cost <= left:
-                    yield node
-                    fixtures |= new
-                    left -= cost
+    def _fitting(self, mutant: Mutant, tests_of: dict[str, list[str]], left: float) -> list[str]:
+        def rank(node: str) -> tuple[bool, float]:
+            return mutant.file not in self.imports[file_of(node)], self.cost(node)
 
-    def seconds(self, file: str, node: str) -> float:
-        return self.measured[file]["tests"][node]["seconds"]
+        chosen: dict[str, list[str]] = defaultdict(list)
+        fixtures: set[tuple[str, str]] = set()
+        for node in sorted((node for tests in tests_of.values() for node in tests), key=rank):
+            file, test = file_of(node), self.test(node)
+            new = {(file, name) for name in test["fixtures"]} - fixtures
+            cost = test["seconds"] + sum(self.measured[file]["fixtures"][name] for file, name in new)
+            if cost <= left:
+                chosen[file].append(node)
+                fixtures |= new
+                left -= cost
+        order = sorted(chosen, key=lambda file: (rank(chosen[file][0])[0], sum(map(self.cost, chosen[file]))))
+        return [node for file in order for node in chosen[file]]
+
+    def test(self, node: str) -> dict:
+        return self.measured[file_of(node)]["tests"][node]
 
     def cost(self, node: str) -> float:
         """Seconds that a test takes with all its fixtures."""
-        found = self.measured[node.split("::")[0]]
-        test = found["tests"][node]
-        return test["seconds"] + sum(found["fixtures"][name] for name in test["fixtures"])
+        fixtures = self.measured[file_of(node)]["fixtures"]
+        return self.test(node)["seconds"] + sum(fixtures[name] for name in self.test(node)["fixtures"])
+
+
+def file_of(node: str) -> str:
+    """The test file of a test's id."""
+    return node.split("::")[0]

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, settings
 
-from .children import Child, Clock, fork
+from .children import STARTED, Child, Clock, fork
+from .cover import file_of
 from .mutants import Mutant
 
 PATIENCE = 5.0  # times its unmutated seconds that a test may take, and so many seconds more:
-GRACE = 20.0
+GRACE = 60.0
 
 
 class Trial:
@@ -56,8 +57,9 @@ def run_tests(seconds: dict[str, float], clock: Clock) -> dict:
         `killed_by`: the test that failed, empty where none did; `passed`: how many passed before.
     """
     plugin = Trial(seconds, clock)
-    for file in dict.fromkeys(node.split("::")[0] for node in seconds):  # a file that is not reached is not imported
+    for file in dict.fromkeys(map(file_of, seconds)):  # a file that is not reached is not imported
         options = ("-x", "-q", "--tb=short", "-p", "no:cacheprovider", "--basetemp=../tmp")
+        clock.give(STARTED)
         code = pytest.main([*options, file], plugins=[plugin])
         if code != pytest.ExitCode.OK:
             plugin.killed_by = plugin.killed_by or f"{file}: pytest's exit code {int(code)}"
