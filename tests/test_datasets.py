@@ -206,6 +206,11 @@ def test_modelnet_text_gives_normals_unchanged(modelnet):
     assert torch.equal(points[:, 3:], torch.from_numpy(lines[:32, 3:]))
 
 
+def test_modelnet_gives_no_normals_unless_asked(modelnet):
+    del modelnet["USE_NORMALS"]
+    assert build_dataset(modelnet)[0][0].shape == (32, 3)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -217,6 +222,7 @@ def test_modelnet_text_gives_normals_unchanged(modelnet):
         ([[cloud(32, 6)], [np.array([0, 1])]], r"labels of \[2\] numbers"),
         ([[cloud(32, 6)], ["bed"]], "labels are <U3"),
         ({"train": 1}, "list of clouds, list of labels"),
+        ([1, 2], "list of clouds, list of labels"),
         ([[1.0], [0]], "cloud 0: holds float"),
     ],
 )
@@ -421,6 +427,7 @@ def test_modelnet_refuses_a_text_file_with_too_few_points(modelnet):
         ("shapenet", {"PC_PATH": 5}, "PC_PATH is 5; give the path of a folder"),
         ("modelnet", {"NUM_CATEGORY": 40}, "names 2 classes, but NUM_CATEGORY is 40"),
         ("modelnet", {"USE_NORMALS": "no"}, "USE_NORMALS is 'no'"),
+        ("modelnet_svm", {"num_points": 0}, "num_points is 0"),
         ("modelnet_svm", {"num_points": 33}, "clouds have 32 points; 33 are asked for"),
         ("modelnet_svm", {"partition": "training"}, "partition is 'training'"),
         ("scanobjectnn", {"SPLIT": "hardest"}, "SPLIT is 'hardest'; choose one of obj-bg, obj, pb"),
