@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from timm.layers import DropPath
+from torch import nn
 
 from models import MODELS, build_model, check_model_config
 from utils.config import load_config
@@ -37,6 +38,15 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
     }
     assert rates["h_encoder"] == pytest.approx([0.28 * i / 14 for i in range(15)])
     assert rates.get("h_decoder", [0, 0.28]) == [0, 0.28]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_norms_of_every_model_have_the_released_settings(name):
+    with torch.device("meta"):
+        model = build_model((I2P if name == "I2P_MAE" else {}) | {"NAME": name})
+    batch_norms = {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
+    assert batch_norms == {(0.1, 1e-5)}
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
 
 
 def test_all_kinds_of_configs_are_shipped():

@@ -258,6 +258,8 @@ def test_a_low_mask_temperature_shows_the_most_salient_tokens(points):
     top = saliency.topk(model.num_visible, dim=1).indices
     expected = torch.ones_like(saliency, dtype=torch.bool).scatter(1, top, False)
     assert torch.equal(drawn_mask(model, points), expected)
+    shown = model.reconstruct(points)["visible"]
+    assert torch.equal(shown, model.reconstruct(points, expected)["visible"])
 
 
 def test_point_m2ae_masks_at_random(points):

@@ -212,6 +212,16 @@ def test_a_seed_fixes_every_generator() -> None:
 
 
 @pytest.mark.usefixtures("untouched_generators")
+def test_each_process_draws_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank, seed in [(0, 7), (1, 7), (2, 7), (0, 8)]:
+        monkeypatch.setattr("utils.seed.rank", lambda rank=rank: rank)
+        seed_everything(seed)
+        drawn += draws()
+    assert len(set(drawn)) == 4 * len(draws())
+
+
+@pytest.mark.usefixtures("untouched_generators")
 def test_generators_continue_from_a_checkpoint(tmp_path: Path) -> None:
     seed_everything(7)
     draws()  # leaves a cached Gaussian behind
