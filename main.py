@@ -1,7 +1,6 @@
 """Pre-train, probe, fine-tune or test; `python main.py --help` has an example of each."""
 
 import importlib
-import logging
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -11,10 +10,10 @@ from typing import Any
 
 from easydict import EasyDict
 
+from tools.training.modes import PRE_TRAINING
+from utils.command import run_command
 from utils.config import load_config
 from utils.parser import parse_args
-
-logger = logging.getLogger(__name__)
 
 RUNNERS = {  # flag → runner; without a flag: pre-training
     "test": "runner_test",
@@ -27,6 +26,8 @@ TASKS = {  # data set → runner of what trains on it or tests
     "ModelNetFewShot": "runner_few_shot",
     "ShapeNetPart": "runner_part_segmentation",
 }
+OTHER_MODE = "--resume continues a run: add the flag of its mode, such as --finetune_model, or choose another config"
+EXIT_USAGE = 2
 EXIT_STOPPED = 75  # "try again later": a signal stopped the run, and --resume continues it
 
 
@@ -37,37 +38,39 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name, None for those of this process.
 
     Returns:
-        Exit code: 0, 1 after an error that the message explains, 75 when a signal stopped a run that can be resumed,
-        130 when interrupted.
+        Exit code: 0, 1 after an error that the message explains, 2 after a wrong command line or none at all, 75 when a
+        signal stopped a run that can be resumed, 130 when interrupted, 141 when nobody reads the output any more.
     """
+    return run_command(partial(start, sys.argv[1:] if argv is None else argv))
+
+
+def start(argv: list[str]) -> int:
+    """Do what the command line asks; without one, say what could be done; returns the exit code."""
+    if not argv:
+        print(runner("runner_next_steps").report())
+        return EXIT_USAGE
     args = parse_args(argv)
-    try:
-        if args.env:
-            print(runner("runner_environment").report())
-            return 0
-        return run(load_config(args.config), args)
-    except (ValueError, OSError) as error:
-        logger.debug("traceback", exc_info=True)
-        print(f"error: {describe(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    if args.env:
+        print(runner("runner_environment").report())
+        return 0
+    return run(load_config(args.config), args)
 
 
 def run(config: EasyDict, args: Namespace) -> int:
     """Run the mode that the command line asks for; returns the exit code."""
     mode, run_mode = choose_runner(args, config)
     # Not at the top: PyTorch takes seconds to import, and what is wrong with a command line is said before.
-    from tools.training.builder import check_config
+    from tools.training.builder import OTHER_CONFIG, check_config, limit_workers
     from utils.distributed import processes
     from utils.logger import setup_logger
     from utils.signals import Stopped
 
     setup_logger(None)
-    check_config(config, args.config, mode.MODE, mode.REQUIRED)
+    way_out = OTHER_MODE if args.resume and mode.MODE == PRE_TRAINING else OTHER_CONFIG
+    check_config(config, args.config, mode.MODE, mode.REQUIRED, way_out)
     try:
         with processes(args.launcher):
+            limit_workers(args)
             run_mode(config, args)
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -98,14 +101,6 @@ def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callab
 def runner(name: str) -> ModuleType:
     """Import a runner, when it is needed."""
     return importlib.import_module(f"tools.{name}")
-
-
-def describe(error: Exception) -> str:
-    """Put the message of an error on one line; of one from a loader's worker, the message without its traceback."""
-    text = str(error).strip()
-    if "Original Traceback" in text:
-        text = text.splitlines()[-1].partition(": ")[2]
-    return " ".join(text.split())
 
 
 if __name__ == "__main__":

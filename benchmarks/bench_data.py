@@ -32,6 +32,7 @@ PACKAGES = ("torch", "numpy")
 CONFIG = "cfgs/pre-training/i2p-mae.yaml"
 N_POINTS, NPOINTS = 8192, 2048  # of a file, of an item
 CLOUDS, EPOCHS = {False: 512, True: 128}, {False: 11, True: 3}  # quick or not
+BATCH, WORKERS = 64, 0
 
 
 @dataclass
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(format_table(table, ["source", "clouds/s", "× files"]))
     sizes = {"clouds": args.clouds, "n_points": N_POINTS, "npoints": NPOINTS, "batch": args.batch}
     figures = {**sizes, "workers": args.workers, "rows": [asdict(row) for row in rows]}
-    write_results("bench_data", argv, args, f"data-{args.device}", PACKAGES, **figures)
+    write_results("bench_data", argv, args, f"data-{args.device}", PACKAGES, is_partial(args), **figures)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -62,8 +63,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="time the sources of pre-training's clouds")
     parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
     parser.add_argument("--clouds", type=int, help="files to generate, 96 KiB each (512; with --quick 128)")
-    parser.add_argument("--batch", type=int, default=64, help="clouds per batch (%(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read files or the pack (%(default)s)")
+    parser.add_argument("--batch", type=int, default=BATCH, help="clouds per batch (%(default)s)")
+    parser.add_argument(
+        "--workers", type=int, default=WORKERS, help="processes that read files or the pack (%(default)s)"
+    )
     parser.add_argument("--epochs", type=int, help="epochs of each (11; with --quick 3)")
     parser.add_argument("--folder", type=Path, help="where to generate the files (default: the system's temporary)")
     add_flags(parser, quick="fewer clouds and epochs")
@@ -73,6 +76,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.epochs is None:
         args.epochs = EPOCHS[args.quick]
     return args
+
+
+def is_partial(args: argparse.Namespace) -> bool:
+    """Whether other numbers than the default ones are measured."""
+    default = CLOUDS[args.quick], BATCH, WORKERS, EPOCHS[args.quick]
+    return (args.clouds, args.batch, args.workers, args.epochs) != default
 
 
 def loaders(folder: Path, clouds: int, batch: int, workers: int, device: torch.device) -> dict[str, Iterable[Batch]]:

@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print_row(row, ceiling)
             rows.append(row)
     figures = {"ceiling": ceiling, "rows": [asdict(row) for row in rows]}
-    folder = write_results("bench_extensions", argv, args, device.type, PACKAGES, **figures)
+    folder = write_results("bench_extensions", argv, args, device.type, PACKAGES, partial=False, **figures)
     plot(rows, folder / "times.png")
 
 

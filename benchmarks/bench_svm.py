@@ -25,6 +25,7 @@ CLASSES, CHANNELS = 40, 384
 CLOUDS = {False: (9843, 2468), True: (1000, 250)}  # training and test clouds; quick or not
 SEPARATIONS = {"apart": 1.0, "overlapping": 0.15}  # deviation of the centres of classes in times of that within one
 C = 0.01  # of pre-training
+RUNS = 5
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray]  # training features, training labels, test features
 
@@ -32,14 +33,14 @@ Data = tuple[np.ndarray, np.ndarray, np.ndarray]  # training features, training 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both kinds of features and write the results."""
     parser = argparse.ArgumentParser(description="time the linear SVM beside scikit-learn's")
-    parser.add_argument("--runs", type=int, default=5, help="turns that count (%(default)s)")
+    parser.add_argument("--runs", type=int, default=RUNS, help="turns that count (%(default)s)")
     add_flags(parser, quick="fewer clouds")
     args = parser.parse_args(argv)
     sizes = CLOUDS[args.quick]
     rows = [measure(name, features(separation, *sizes), args.runs) for name, separation in SEPARATIONS.items()]
     print(format_table([list(row.values()) for row in rows], list(rows[0])))
     data = {"clouds": sizes, "channels": CHANNELS, "number_of_classes": CLASSES, "C": C, "runs": args.runs}
-    write_results("bench_svm", argv, args, "svm", PACKAGES, **data, rows=rows)
+    write_results("bench_svm", argv, args, "svm", PACKAGES, args.runs != RUNS, **data, rows=rows)
 
 
 def features(separation: float, train: int, test: int) -> Data:

@@ -100,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print_rows(measured)
             rows += measured
     name = f"train_step-{args.device}"
-    folder = write_results("bench_train_step", argv, args, name, PACKAGES, rows=[asdict(row) for row in rows])
+    figures = {"rows": [asdict(row) for row in rows]}
+    folder = write_results("bench_train_step", argv, args, name, PACKAGES, is_partial(args), **figures)
     plot(rows, folder / "stages.png")
 
 
@@ -131,6 +132,11 @@ def sizes_of(args: argparse.Namespace) -> list[tuple[int, int]]:
 def names_of(args: argparse.Namespace) -> list[Name]:
     """The formulations to measure, each in its precisions; released is float32."""
     return [(name, amp) for name in args.formulation for amp in (args.amp if name == "ours" else ["none"])]
+
+
+def is_partial(args: argparse.Namespace) -> bool:
+    """Whether the sizes are not the default ones, or a formulation in float32 is missing."""
+    return bool(args.batch or args.points) or not {("ours", "none"), ("released", "none")} <= set(names_of(args))
 
 
 def turn_limits(args: argparse.Namespace) -> Turns:

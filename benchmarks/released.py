@@ -1,10 +1,11 @@
 """The pre-training step in its literal formulation, as released: the baseline of `bench_train_step`.
 
 The same weights and the same mathematics as `models.i2p_mae`, written down step by step: loops over samples, maps of
-the image's size, attention weights that are formed in full.
+the image's size, attention weights that are formed in full. benchmarks/README.md lists what is literal, what shared.
 """
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 from models.encoder import EncodedLevel, HierarchicalEncoder
 from models.i2p_mae import I2P_MAE, TeacherViews
 from models.masking import propagate_mask
-from models.projection import VIEWS, Projection, project
+from models.projection import VIEWS, Projection
 from models.propagation import TokenPropagation
 from models.teacher import CLIPTeacher
 from models.tokenizer import ColumnConv, Group, TokenEmbed, take
@@ -88,13 +89,16 @@ class DenseProjection(Projection):
 
     def look_up(self, maps: Tensor, points: Tensor) -> Tensor:
         """Back-project (V·B, C, h, w) maps to (B, M, 3) points, (V, B, M, C), one view after the other."""
-        size, values = self.image_size, []
-        for view, pixels in zip(maps.chunk(len(VIEWS)), self.pixels(points), strict=True):
-            enlarged = F.interpolate(view, size=(size, size), mode="bicubic", align_corners=False)  # (B, C, S, S)
-            rows, cols = pixels.clamp(0, size - 1).unbind(-1)  # padding lies at the origin, maybe beside the image
-            index = (rows * size + cols).unsqueeze(1).expand(-1, enlarged.shape[1], -1)  # (B, C, M)
-            values.append(enlarged.flatten(2).gather(2, index).transpose(1, 2))
-        return torch.stack(values)
+        views = zip(maps.chunk(len(VIEWS)), self.pixels(points), strict=True)
+        return torch.stack([self._enlarge_and_read(view, pixels) for view, pixels in views])
+
+    def _enlarge_and_read(self, maps: Tensor, pixels: Tensor) -> Tensor:
+        """Values (B, M, C) of one view's (B, C, h, w) maps at (B, M, 2) pixels; the enlarged maps go on return."""
+        size = self.image_size
+        enlarged = F.interpolate(maps, size=(size, size), mode="bicubic", align_corners=False)  # (B, C, S, S)
+        rows, cols = pixels.unbind(-1)
+        index = (rows * size + cols).unsqueeze(1).expand(-1, enlarged.shape[1], -1)  # (B, C, M)
+        return enlarged.flatten(2).gather(2, index).transpose(1, 2)
 
 
 class LiteralTeacher(CLIPTeacher):
@@ -174,7 +178,7 @@ class LiteralEncoder(HierarchicalEncoder):
 
 
 class ReleasedI2P_MAE(I2P_MAE):
-    """I2P-MAE, one step after the other: neighbours sample by sample, views one by one, losses on selected tokens."""
+    """I2P-MAE, step after step: neighbours sample by sample, features at all tokens, losses on selected ones."""
 
     def forward(
         self, points: Tensor, coarse_mask: Tensor | None = None, generator: torch.Generator | None = None
@@ -206,23 +210,20 @@ class ReleasedI2P_MAE(I2P_MAE):
 
     @torch.no_grad()
     def look(self, points: Tensor) -> TeacherViews:
-        """Project (B, N, 3) points to depth images and pass them through the teacher, view by view."""
-        images, projection = project(points, self.teacher.image_size)
-        maps = [self.teacher(view) for view in images.chunk(len(VIEWS))]
-        features, saliency = (torch.cat(views) for views in zip(*maps, strict=True))
-        return TeacherViews(DenseProjection(**vars(projection)), features, saliency)
+        """Project (B, N, 3) points to depth images and pass all 3·B through the teacher at once."""
+        views = super().look(points)
+        return dataclasses.replace(views, projection=DenseProjection(**vars(views.projection)))
 
     def loss_3d(self, head: nn.Module, decoded: Tensor, group: Group, mask: Tensor) -> Tensor:
         """Chamfer distance of the predicted neighbourhoods of the masked tokens."""
         return ChamferDistanceL2()(head(decoded[mask]).unflatten(-1, (-1, 3)), group.neighborhoods[mask])
 
     def loss_2d(self, decoded: Tensor, group: Group, encoded: EncodedLevel, views: TeacherViews) -> Tensor:
-        """Mean squared error to the teacher's features at the neighbours of the visible tokens."""
-        packing = encoded.packing
-        neighbors = packing.pack(group.points.flatten(2)).unflatten(2, (-1, 3))  # (B, L, k, 3)
-        target = views.features_at(neighbors.flatten(1, 2)).unflatten(2, neighbors.shape[1:3])  # (V, B, L, k, feat_dim)
-        target = target.permute(1, 2, 3, 0, 4)[packing.valid].flatten(1)  # (visible, k·V·feat_dim)
-        predicted = self.rec_head_2d(packing.pack(decoded)[packing.valid])
+        """Mean squared error to the teacher's features, looked up at all tokens' neighbours, at the visible ones."""
+        visible = ~encoded.mask  # (B, G)
+        target = views.features_at(group.points.flatten(1, 2)).unflatten(2, group.points.shape[1:3])  # (V, B, G, k, C)
+        target = target.permute(1, 2, 3, 0, 4)[visible].flatten(1)  # (visible, k·V·C)
+        predicted = self.rec_head_2d(decoded[visible])
         return F.mse_loss(predicted.to(target.dtype), target)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datasets.draws import DrawnDataset, unshuffled
-from datasets.holdout import whole
+from datasets.holdout import Part, whole
 from datasets.modelnet40 import ModelNet, ModelNet40_SVM
 from datasets.modelnet40_fewshot import ModelNetFewShot
 from datasets.scanobjectnn import ScanObjectNN
@@ -88,7 +88,12 @@ def fingerprint(dataset: Dataset) -> dict[str, Any]:
     digest = hashlib.sha256(labels.tobytes() + "\n".join(dataset.class_names).encode())
     if not isinstance(whole(dataset), DrawnDataset):
         for index in sorted({0, len(labels) // 2, len(labels) - 1}):
-            # As it is in the file: scaling to the unit sphere rounds differently on another kind of processor.
-            cloud = dataset.cloud(index) if hasattr(dataset, "cloud") else dataset[index][0].numpy()
-            digest.update(cloud.tobytes())
+            digest.update(_as_in_the_file(dataset, index).tobytes())
     return {"name": name_of(dataset), "clouds": len(labels), "sha256": digest.hexdigest()}
+
+
+def _as_in_the_file(dataset: Dataset, index: int) -> np.ndarray:
+    """A cloud before it is scaled to the unit sphere, which rounds differently on another kind of processor."""
+    if isinstance(dataset, Part):
+        return _as_in_the_file(dataset.dataset, int(dataset.indices[index]))
+    return dataset.cloud(index) if hasattr(dataset, "cloud") else dataset[index][0].numpy()

@@ -4,7 +4,6 @@ Each class of a task has `shot` training clouds of ModelNet40's training split a
 split, so that no cloud is in both. The folds are ours: the published ones hold other draws.
 """
 
-import argparse
 import itertools
 import logging
 import pickle
@@ -17,7 +16,8 @@ from datasets.modelnet40 import ModelNet
 from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, fold_name
 from datasets.synthetic.publish import MARKER
 from datasets.untrusted import check_count, read_lines
-from utils.files import atomic_write
+from utils.command import Parser, run_command
+from utils.files import atomic_write, make_folder
 from utils.logger import progress, setup_logger
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def write_folds(
     _check_source(splits, max(ways), {"train": max(shots), "test": test})
     for way, shot, fold in progress(missing, "folds"):
         path = out / fold_name(way, shot, fold)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         rng = np.random.default_rng([seed, way, shot, fold])
         with atomic_write(path) as file:
             pickle.dump(_draw_task(splits, way, {"train": shot, "test": test}, rng), file, protocol=4)
@@ -119,7 +119,7 @@ def _draw_task(
 
 def main(argv: list[str] | None = None) -> None:
     """Write the folds that the command line asks for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datasets.few_shot_splits",
         description="Draw few-shot tasks from ModelNet40 with normals, in the layout of ModelNetFewshot (about 2 GB). "
         "Files that exist are never touched.",
@@ -137,7 +137,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    raise SystemExit(run_command(main))

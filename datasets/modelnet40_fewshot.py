@@ -95,8 +95,10 @@ def require_fold(data_path: str | os.PathLike[str], way: int, shot: int, fold: i
     """Return the path of a fold's file; FileNotFoundError, with the ways to get it, if it is missing."""
     path = require_folder(data_path, "DATA_PATH") / fold_name(way, shot, fold)
     if not path.is_file():
+        folds = sorted(int(file.stem) for file in path.parent.glob("*.pkl") if file.stem.isdecimal())
+        there = f"choose of the folds that are there with --fold {' or '.join(map(str, folds))}, " if folds else ""
         raise FileNotFoundError(
-            f"file {path} does not exist (config key DATA_PATH); draw the missing folds from ModelNet40 with "
+            f"file {path} does not exist (config key DATA_PATH); {there}draw the missing folds from ModelNet40 with "
             f"`python -m datasets.few_shot_splits`, or {WAY_OUT}"
         )
     return path

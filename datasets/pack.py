@@ -20,8 +20,9 @@ from datasets import check_dataset_config
 from datasets.packed import SUBSETS, Index, PackedClouds, index_file, pack_again, read_index
 from datasets.shapenet55 import read_list
 from datasets.untrusted import check_count, read_npy, require_folder, require_listed, safe_join
+from utils.command import Parser, run_command
 from utils.config import load_config
-from utils.files import atomic_write
+from utils.files import atomic_write, make_folder, writing
 from utils.logger import progress
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def pack(data_path: str, pc_path: str, n_points: int, chunk: int = CHUNK) -> Pat
     """
     plan = _plan(data_path, pc_path, check_count(n_points, "N_POINTS"), chunk)
     path = index_file(pc_path)
-    path.parent.mkdir(exist_ok=True)
+    make_folder(path.parent)
     with _alone(path.parent):
         old = _read_old(path)
         data = path.with_name(plan.file)
@@ -63,7 +64,8 @@ def pack(data_path: str, pc_path: str, n_points: int, chunk: int = CHUNK) -> Pat
             if other.stem != data.stem:
                 other.unlink()
         _check_space(data, plan)
-        checksums = _write(data, plan, kept, Path(pc_path))
+        with writing(data):
+            checksums = _write(data, plan, kept, Path(pc_path))
         with atomic_write(path) as file:
             file.write(replace(plan, checksums=checksums).to_json().encode())
         _journal(data).unlink()
@@ -240,7 +242,7 @@ def _write(data: Path, plan: Index, kept: Sequence[str], folder: Path) -> list[s
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; `data_path`, `pc_path` and `n_points` are those of the config unless they are given."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datasets.pack",
         description="Pack the .npy files of ShapeNet-55 into one array beside them, <PC_PATH>.packed/, which "
         "pre-training then reads by itself. Interrupted, the same command continues.",
@@ -275,9 +277,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted; the same command continues") from None
+    raise SystemExit(run_command(main, "interrupted; the same command continues"))

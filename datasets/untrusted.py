@@ -44,13 +44,17 @@ def require_folder(path: str | os.PathLike[str], key: str) -> Path:
     """Return `path` as a Path if it is a folder; FileNotFoundError naming the config key if it is missing."""
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"{key} is {path!r}; give the path of a folder")
+    if os.path.isfile(path):
+        raise ValueError(f"{key} is {os.path.abspath(path)}, which is a file; give the path of a folder")
     if not os.path.isdir(path):
         raise FileNotFoundError(f"folder {os.path.abspath(path)} does not exist (config key {key}); {WAY_OUT}")
     return Path(path)
 
 
 def require_file(path: Path, key: str) -> Path:
-    """Return `path` if it is a file; FileNotFoundError naming the config key if it is missing."""
+    """Return `path` if it is a file; if not FileNotFoundError, or ValueError for a folder, naming the config key."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder where a file is expected (config key {key}); {WAY_OUT}")
     if not path.is_file():
         raise FileNotFoundError(f"file {path} does not exist (config key {key}); {WAY_OUT}")
     return path
@@ -121,11 +125,14 @@ def check_labels(labels: Any, source: str | Path, num_classes: int | None = None
     if labels.dtype.kind not in "iuf":
         raise ValueError(f"{source}: labels are {labels.dtype}; expected integers")
     labels = labels.reshape(-1)
-    upper = np.inf if num_classes is None else num_classes
-    wrong = ~((labels >= 0) & (labels < upper) & (labels == np.floor(labels)))
+    wrong = ~((labels >= 0) & (labels == np.floor(labels)))
+    upper = ""
+    if num_classes is not None:
+        wrong |= labels >= num_classes
+        upper = f" to below {num_classes}"
     if wrong.any():
         row = int(wrong.argmax())
-        raise ValueError(f"{source}: label {labels[row]} of cloud {row}; expected an integer from 0 to below {upper}")
+        raise ValueError(f"{source}: label {labels[row]} of cloud {row}; expected an integer from 0{upper}")
     return labels.astype(np.int64)
 
 

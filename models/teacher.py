@@ -1,5 +1,6 @@
 """Frozen 2D teachers: images in, patch features and a saliency map out."""
 
+import difflib
 import re
 import warnings
 import zipfile
@@ -174,10 +175,12 @@ def tower_sizes(visual_encoder: str | Mapping[str, int]) -> TowerSizes:
     if isinstance(visual_encoder, Mapping):
         return _check_sizes(visual_encoder)
     if visual_encoder not in CLIP_TOWERS:
+        nearest = difflib.get_close_matches(visual_encoder, CLIP_TOWERS, n=1, cutoff=0.8)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
         raise ValueError(
-            f"model.clip_config.visual_encoder is {visual_encoder!r}, but the teacher needs the patch tokens and the "
-            f"class token's attention of a CLIP vision transformer: {', '.join(CLIP_TOWERS)}, or a mapping with "
-            f"{', '.join(TowerSizes._fields)}. ResNet towers have neither."
+            f"model.clip_config.visual_encoder is {visual_encoder!r}{hint}, but the teacher needs the patch tokens "
+            f"and the class token's attention of a CLIP vision transformer: {', '.join(CLIP_TOWERS)}, or a mapping "
+            f"with {', '.join(TowerSizes._fields)}. ResNet towers have neither."
         )
     config = open_clip.get_model_config(CLIP_TOWERS[visual_encoder])
     vision = config["vision_cfg"]
@@ -221,8 +224,8 @@ def _build_tower(sizes: TowerSizes) -> VisionTransformer:
 
 def _untrained_tower(sizes: TowerSizes) -> VisionTransformer:
     warnings.warn(
-        "the 2D teacher is untrained: its features and saliency are random, so they guide as well as a random network "
-        f"does, not as CLIP does. {WAYS_OUT}",
+        "the 2D teacher is untrained: it guides as well as a random network does, not as CLIP does; "
+        "model.clip_config.pretrained gives it CLIP's weights",
         stacklevel=3,
     )
     with torch.random.fork_rng(devices=[]):

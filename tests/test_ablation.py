@@ -118,7 +118,7 @@ def test_a_document_needs_a_place_for_the_figures(tmp_path):
 def test_a_seed_is_given_once(capsys):
     with pytest.raises(SystemExit):
         ablation.main(["--seeds", "0", "0"])
-    assert "--seeds 0 0 repeats a seed" in capsys.readouterr().err
+    assert "--seeds: 0 0 repeats a seed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("# Title", "has no line '## Figures'")])
@@ -142,13 +142,13 @@ def small(tmp_path, monkeypatch):
         commands.append(command)
         return main.main(command)
 
-    def make_data(_):
+    def write_demo(_):
         write_shapenet("data", classes=CLASSES, train=4, test=1, num_points=128)
         write_scanobjectnn("data", classes=CLASSES, train=4, test=3, num_points=POINTS)
 
     monkeypatch.setattr(ablation, "CONFIG", Path("cfgs/ablation.yaml"))
     monkeypatch.setattr(ablation, "SETTINGS", (Setting(math.inf, "both"),))
-    monkeypatch.setattr(ablation, "make_data", make_data)
+    monkeypatch.setattr("datasets.synthetic.write_demo", write_demo)
     monkeypatch.setattr(ablation, "launch", launch)
     return commands
 

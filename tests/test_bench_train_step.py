@@ -4,19 +4,21 @@ import itertools
 import json
 import math
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import bench_train_step, train_step
 from benchmarks.bench_train_step import Turn, Turns
 from benchmarks.machine import memory_on_cpu, memory_on_gpu
-from benchmarks.released import LoopPacking, ReleasedI2P_MAE, released, scale_and_translate_by_cloud
+from benchmarks.released import DenseProjection, LoopPacking, ReleasedI2P_MAE, released, scale_and_translate_by_cloud
 from benchmarks.train_step import STAGES, Product, Replay, Size, StageClock, Training, products_of
 from datasets.synthetic.layouts import write_shapenet
 from models.i2p_mae import I2P_MAE
@@ -90,6 +92,45 @@ def test_in_double_precision_each_gradient_is_the_same(model, points):
 def test_the_mask_is_drawn_from_the_same_saliency(model, points):
     saliency, literal = (of.look(points).saliency_at(of.group(points)[-1].centers) for of in (model, released(model)))
     torch.testing.assert_close(literal, saliency, rtol=1e-4, atol=1e-6)
+
+
+def test_the_literal_teacher_sees_all_views_as_one_batch(model, points):
+    twin, seen = released(model), []
+    twin.teacher.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
+    twin(points, MASK)
+    assert seen == [(9, 3, 32, 32)]
+
+
+def test_literal_features_are_looked_up_at_the_neighbours_of_all_tokens(model, points, monkeypatch):
+    seen = []
+    look_up = DenseProjection.look_up
+
+    def noting(self: DenseProjection, maps: Tensor, at: Tensor) -> Tensor:
+        seen.append((maps.shape[1], tuple(at.shape)))
+        return look_up(self, maps, at)
+
+    monkeypatch.setattr(DenseProjection, "look_up", noting)
+    twin = released(model)
+    twin(points, MASK)
+    assert seen == [(1, (3, 8, 3)), (16, (3, 16 * 4, 3))]  # saliency at the coarse centres, features at level 1
+
+
+def test_of_the_enlarged_maps_one_views_alone_are_alive(model, points, monkeypatch):
+    storages, alive = [], []
+    interpolate = F.interpolate
+
+    def noting(*args: Any, **settings: Any) -> Tensor:
+        alive.append(sum(storage() is not None for storage in storages))
+        enlarged = interpolate(*args, **settings)
+        storages.append(weakref.ref(enlarged.untyped_storage()))  # views keep it, too
+        return enlarged
+
+    twin = released(model)
+    views = twin.look(points)
+    monkeypatch.setattr(F, "interpolate", noting)
+    views.features_at(points)
+    assert alive == [0, 0, 0]
+    assert not any(storage() for storage in storages)
 
 
 def test_the_literal_teacher_computes_in_the_precision_of_its_weights(model):
@@ -264,6 +305,29 @@ def test_results_are_written(device, monkeypatch, tmp_path, capsys):
     assert (tmp_path / "stages.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(stage in printed for stage in STAGES)
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        ([], ""),
+        (["--amp", "none", "bf16"], ""),
+        (["--batch", "4"], "partial/"),
+        (["--points", "1024"], "partial/"),
+        (["--formulation", "ours"], "partial/"),
+        (["--amp", "bf16"], "partial/"),
+        (["--quick", "--batch", "4"], "quick/"),
+    ],
+)
+def test_a_partial_run_leaves_the_tracked_results_alone(flags, folder, monkeypatch, tmp_path, capsys):
+    row = bench_train_step.Row(1, 1, "ours", "none", 1, 1.0, dict.fromkeys(STAGES, 1.0), *[1.0] * 6, None, None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_train_step, "write_shapenet", lambda folder, **sizes: folder)
+    monkeypatch.setattr(bench_train_step, "measure", lambda *args: [row])
+    bench_train_step.main(["--device", "cpu", *flags])
+    where = f"benchmarks/results/{folder}train_step-cpu"
+    assert sorted(str(path) for path in Path().rglob("*.*")) == [f"{where}/results.json", f"{where}/stages.png"]
+    assert f"results in {where}\n" in capsys.readouterr().out
 
 
 def test_sizes_are_the_default_ones_or_every_pair_of_what_is_given():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_extensions, bench_svm, cases
+from benchmarks import bench_data, bench_extensions, bench_svm, cases
 from benchmarks.bench_extensions import Limits, Row, contenders, measure, measure_op
 from benchmarks.cases import BUCKETS, CASES, Case
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
@@ -119,14 +119,40 @@ def test_results_are_written(monkeypatch, tmp_path):
     assert (tmp_path / "times.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_quick_results_leave_the_tracked_ones_alone(monkeypatch, tmp_path):
+def test_quick_and_partial_results_leave_the_tracked_ones_alone(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bench_svm, "CLOUDS", {False: (200, 50), True: (160, 40)})
-    for flags in ([], ["--quick"]):
-        bench_svm.main([*flags, "--runs", "1"])
-    found = {path: json.loads(path.read_text())["clouds"] for path in Path("benchmarks/results").rglob("*.json")}
-    assert found == {
-        Path("benchmarks/results/svm/results.json"): [200, 50],
-        Path("benchmarks/results/quick/svm/results.json"): [160, 40],
+    monkeypatch.setattr(bench_svm, "RUNS", 2)
+    for flags in ([], ["--quick"], ["--runs", "1"]):
+        bench_svm.main(flags)
+    results = {path: json.loads(path.read_text()) for path in Path("benchmarks/results").rglob("*.json")}
+    assert {path: (result["clouds"], result["runs"]) for path, result in results.items()} == {
+        Path("benchmarks/results/svm/results.json"): ([200, 50], 2),
+        Path("benchmarks/results/quick/svm/results.json"): ([160, 40], 2),
+        Path("benchmarks/results/partial/svm/results.json"): ([200, 50], 1),
     }
-    assert "/benchmarks/results/quick/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert capsys.readouterr().out.endswith("results in benchmarks/results/partial/svm\n")
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/benchmarks/results/quick/", "/benchmarks/results/partial/"} <= set(ignored)
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [
+        ([], ""),
+        (["--folder", "."], ""),
+        (["--clouds", "600"], "partial/"),
+        (["--batch", "32"], "partial/"),
+        (["--workers", "1"], "partial/"),
+        (["--epochs", "12"], "partial/"),
+        (["--quick", "--epochs", "2"], "quick/"),
+    ],
+)
+def test_other_numbers_of_clouds_than_the_default_leave_the_tracked_results_alone(flags, folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_data, "loaders", lambda *args: {})
+    monkeypatch.setattr(bench_data, "measure", lambda *args: [bench_data.Row("files", 1.0, 1, 1.0)])
+    bench_data.main(["--device", "cpu", *flags])
+    assert [str(path) for path in tmp_path.rglob("*.json")] == [
+        f"{tmp_path}/benchmarks/results/{folder}data-cpu/results.json"
+    ]

@@ -1,10 +1,12 @@
 """Checkpoints: what is read, what is refused, what is said, and that writes are whole."""
 
 import contextlib
+import io
 import os
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
@@ -113,6 +115,17 @@ def test_every_official_shape_of_file_loads(tmp_path: Path, container: str | Non
     report = load_weights(model, tmp_path / "a.pth", strict=True)
     assert all((value == 7).all() for value in model.state_dict().values())
     assert set(report.loaded) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8", "i4", "i8"])
+@pytest.mark.parametrize("module", [b"numpy._core.multiarray", b"numpy.core.multiarray"], ids=["NumPy 2", "NumPy 1"])
+def test_a_numpy_number_beside_the_weights_is_read(tmp_path: Path, kind: str, module: bytes) -> None:
+    number = np.dtype(kind).type(7)
+    own = number.__reduce__()[0].__module__.encode()
+    file = io.BytesIO()
+    torch.save({"metrics": number}, file, _use_new_zipfile_serialization=False)
+    (tmp_path / "a.pth").write_bytes(file.getvalue().replace(b"c" + own + b"\n", b"c" + module + b"\n"))
+    assert read_checkpoint(tmp_path / "a.pth") == {"metrics": 7}
 
 
 def test_classifier_starts_from_a_pre_training_file(tmp_path: Path) -> None:

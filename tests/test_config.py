@@ -432,6 +432,20 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "absent.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("cfgs/demo/fine-tune.yml", "cfgs/demo/fine-tune.yaml"),
+        ("cfgs/demo/finetune.yaml", "cfgs/demo/fine-tune.yaml"),
+        ("cfgs/demos/few-shot.yaml", "cfgs/demo/few-shot.yaml"),
+    ],
+)
+def test_nearest_file_is_suggested(name: str, nearest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CFGS.parent)
+    with pytest.raises(FileNotFoundError, match=f"no such config: {name}; did you mean {nearest}\\?"):
+        load_config(name)
+
+
 def test_merge_key_of_yaml_still_works(tmp_path: Path) -> None:
     path = write(tmp_path, "dataset:\n  train: &t {NAME: x, a: 1}\n  test: {<<: *t, a: 2}\nmodel: {NAME: y}\n")
     assert load_config(path).dataset.test == {"NAME": "x", "a": 2}

@@ -1,5 +1,6 @@
 """The readers on tiny files in the published layouts, and what they say about missing, damaged and foreign ones."""
 
+import hashlib
 import logging
 import pickle
 from pathlib import Path
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datasets import DATASETS, build_dataset, check_dataset_config
-from datasets.scanobjectnn import CLASS_NAMES
+from datasets import DATASETS, build_dataset, check_dataset_config, fingerprint
+from datasets.holdout import Part
 from utils.config import load_config
 
 RNG = np.random.default_rng(0)
@@ -201,10 +202,26 @@ def test_modelnet_dat_goes_before_text(modelnet, use_normals):
     assert torch.equal(points[:, 3:], torch.as_tensor(clouds[1][:, 3 : 6 if use_normals else 3]))
 
 
+def test_a_fingerprint_is_of_the_file_and_not_of_what_a_processor_rounds(modelnet):
+    clouds, labels = [cloud() for _ in range(4)], [np.array([label]) for label in (0, 1, 1, 0)]
+    write_dat(modelnet, [np.hstack([points, points]) for points in clouds], labels)
+    digest = hashlib.sha256(np.array([0, 1, 1, 0]).tobytes() + b"bed\nnight_stand")
+    for points in (clouds[0], clouds[2], clouds[3]):
+        digest.update(points.tobytes())
+    expected = {"name": "ModelNet", "clouds": 4, "sha256": digest.hexdigest()}
+    assert fingerprint(build_dataset(modelnet)) == expected
+    assert fingerprint(Part(build_dataset(modelnet), np.arange(4))) == expected
+
+
 def test_modelnet_text_gives_normals_unchanged(modelnet):
     lines = np.loadtxt(Path(modelnet["DATA_PATH"]) / "bed/bed_0002.txt", delimiter=",", dtype=np.float32)
     points, _ = build_dataset(changed(modelnet, USE_NORMALS=True))[2]
     assert torch.equal(points[:, 3:], torch.from_numpy(lines[:32, 3:]))
+
+
+def test_modelnet_gives_no_normals_unless_asked(modelnet):
+    del modelnet["USE_NORMALS"]
+    assert build_dataset(modelnet)[0][0].shape == (32, 3)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +235,7 @@ def test_modelnet_text_gives_normals_unchanged(modelnet):
         ([[cloud(32, 6)], [np.array([0, 1])]], r"labels of \[2\] numbers"),
         ([[cloud(32, 6)], ["bed"]], "labels are <U3"),
         ({"train": 1}, "list of clouds, list of labels"),
+        ([1, 2], "list of clouds, list of labels"),
         ([[1.0], [0]], "cloud 0: holds float"),
     ],
 )
@@ -283,7 +301,8 @@ def test_scanobjectnn_splits_are_the_published_files(scanobjectnn, split, subset
     dataset = build_dataset(changed(scanobjectnn, SPLIT=split, subset=subset))
     assert torch.equal(dataset[0][0], torch.full((32, 3), float(number)))  # as they are: neither centred nor scaled
     assert dataset.labels.tolist() == [14, 0, 3]
-    assert dataset.class_names == CLASS_NAMES
+    names = ["bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table", "bed", "pillow"]
+    assert dataset.class_names == [*names, "sink", "sofa", "toilet"]  # the published labels 0 … 14
 
 
 def test_scanobjectnn_takes_the_first_points(scanobjectnn):
@@ -421,6 +440,7 @@ def test_modelnet_refuses_a_text_file_with_too_few_points(modelnet):
         ("shapenet", {"PC_PATH": 5}, r"dataset\.PC_PATH is 5; expected str"),
         ("modelnet", {"NUM_CATEGORY": 40}, "names 2 classes, but NUM_CATEGORY is 40"),
         ("modelnet", {"USE_NORMALS": "no"}, r"dataset\.USE_NORMALS is 'no'; expected bool"),
+        ("modelnet_svm", {"num_points": 0}, "num_points is 0"),
         ("modelnet_svm", {"num_points": 33}, "clouds have 32 points; 33 are asked for"),
         ("modelnet_svm", {"partition": "training"}, "partition is 'training'"),
         ("scanobjectnn", {"SPLIT": "hardest"}, "SPLIT is 'hardest'; choose one of obj-bg, obj, pb"),
@@ -488,3 +508,43 @@ def test_a_shipped_entry_is_complete(path, tmp_path):
     entry = load_config(config).dataset.svm_train
     assert entry.NAME in DATASETS
     check_dataset_config({**entry, "others": OTHERS[entry.NAME]}, "dataset.svm_train")
+
+
+# ---------------------------------------------------------------------------------------------------- fingerprints
+
+
+class Clouds:
+    """Clouds of one value each."""
+
+    def __init__(self, labels=(0, 1, 0, 1, 1), values=(0, 1, 2, 3, 4), class_names=("a", "b")):
+        self.labels, self.values, self.class_names = np.array(labels), values, class_names
+
+    def __getitem__(self, index):
+        return torch.full((2, 3), float(self.values[index])), int(self.labels[index])
+
+
+class DrawnClouds(Clouds):
+    def set_epoch(self, epoch):
+        """Draw anew."""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": (1, 0, 0, 1, 1)},
+        {"class_names": ("b", "a")},
+        {"values": (9, 1, 2, 3, 4)},
+        {"values": (0, 1, 9, 3, 4)},
+        {"values": (0, 1, 2, 3, 9)},
+    ],
+)
+def test_a_fingerprint_tells_labels_names_and_clouds_apart(change):
+    before, after = fingerprint(Clouds()), fingerprint(Clouds(**change))
+    assert before == fingerprint(Clouds())
+    assert (before["name"], before["clouds"]) == ("Clouds", 5)
+    assert before["sha256"] != after["sha256"]
+
+
+def test_a_fingerprint_leaves_out_clouds_that_are_drawn_anew():
+    assert fingerprint(DrawnClouds()) == fingerprint(DrawnClouds(values=(9, 9, 9, 9, 9)))
+    assert fingerprint(DrawnClouds())["sha256"] != fingerprint(DrawnClouds(labels=(1, 0, 0, 1, 1)))["sha256"]

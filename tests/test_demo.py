@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from models import build_model
-from tools.demo import SHAPES_DRAWN, probe, summarise, unseen_shapes
+from tools import demo
+from tools.demo import SHAPES_DRAWN, summarise, unseen_shapes
+from tools.evaluation.features import calibrated_svm_accuracy
 from tools.evaluation.figures import draw_reconstructions
 from utils.config import load_config
 
@@ -37,7 +39,7 @@ def model(config) -> torch.nn.Module:
 
 def test_probe_is_an_accuracy_and_leaves_the_weights(config, model):
     before = {name: p.clone() for name, p in model.named_parameters()}
-    accuracy = probe(model, config)
+    accuracy = calibrated_svm_accuracy(model, config)
     assert accuracy in [pytest.approx(100 * hits / 6) for hits in range(7)]
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -61,3 +63,9 @@ def test_summary_has_mean_and_deviation_of_several_seeds():
     other = {key: value + 4 for key, value in run.items()}
     assert summarise([run])[1] == ["linear SVM, pre-trained encoder", 40.0]
     np.testing.assert_allclose(summarise([run, other])[1][1:], [40, 44, 42, 2])
+
+
+def test_a_seed_is_given_once(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        demo.main(["--seeds", "0", "0"])
+    assert "--seeds: 0 0 repeats a seed" in capsys.readouterr().err

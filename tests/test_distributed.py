@@ -37,6 +37,7 @@ from tools.training import run as training_run
 from tools.training.builder import TrainingLoader, parallel
 from tools.training.engine import train_one_epoch
 from tools.training.trainer import Trainer
+from utils.command import run_command
 from utils.distributed import ENVIRONMENT, on_main, processes, rank, world_size
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ SERVER.set_forkserver_preload([__name__])
 
 
 def forked(folder: Path, function, *arguments) -> list:
-    """Call a function in two processes, in the environment that torchrun makes; what they say is in `stderr_of`.
+    """Call a function in two processes, in the environment that torchrun makes; what they say is in `said_by`.
 
     Returns:
         What each returned, by rank.
@@ -78,7 +79,8 @@ def work(rank: int, environment: dict[str, str], folder: Path, function, argumen
     """What a process does."""
     os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES="")
     torch.set_num_threads(1)
-    with open(folder / f"stderr{rank}", "w") as file:
+    with open(folder / f"said{rank}", "w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
     try:
         torch.save(function(*arguments), folder / f"rank{rank}.pt")
@@ -87,9 +89,9 @@ def work(rank: int, environment: dict[str, str], folder: Path, function, argumen
         raise
 
 
-def stderr_of(folder: Path) -> str:
+def said_by(folder: Path) -> str:
     """What the last two processes said."""
-    return "".join((folder / f"stderr{rank}").read_text() for rank in range(2))
+    return "".join((folder / f"said{rank}").read_text() for rank in range(2))
 
 
 def in_two_processes(folder: Path, function, *arguments) -> list:
@@ -292,14 +294,14 @@ def run_in_two(folder: Path, config: str, *flags: object) -> list[int]:
 
 @pytest.fixture(scope="module")
 def trained(playground, tmp_path_factory):
-    """Whole runs in two processes: the folder and the lines on stderr by config."""
+    """Whole runs in two processes: the folder and the lines they said by config."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(playground)
         for name, mode in ((PRETRAINING, ()), (FINETUNING, ("--scratch_model",))):
             folder = tmp_path_factory.mktemp("two")
             assert run_in_two(folder, name, "--exp_name", "two", *mode) == [0, 0]
-            found[name] = Path(playground, "experiments", name, "two"), stderr_of(folder).splitlines()
+            found[name] = Path(playground, "experiments", name, "two"), said_by(folder).splitlines()
     return found
 
 
@@ -333,7 +335,7 @@ def final_weights():
     class Kept(Trainer):
         def fit(self):
             results = super().fit()
-            kept.append(copy.deepcopy(self.model.state_dict()))
+            kept.append(copy.deepcopy(self.state.model.state_dict()))
             return results
 
     runner_pretrain.Trainer = Kept
@@ -436,15 +438,38 @@ def test_processes_that_torchrun_did_not_start_are_refused(here, capsys, monkeyp
 @pytest.mark.parametrize(
     ("total_bs", "flags", "message"),
     [
-        (6, ["--sync_bn"], "--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for the CPU; drop it"),
+        (6, ["--sync_bn"], "--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for the CPU; drop --sync_bn"),
         (5, [], "a batch of 5 clouds (total_bs in the config) cannot be shared by 2 processes; choose a multiple"),
     ],
 )
 def test_what_two_processes_cannot_do_is_said(here, tmp_path, total_bs, flags, message):
     write_config(here, "pre-training/refused", changed(CONFIGS[PRETRAINING], "total_bs", total_bs))
     assert run_in_two(tmp_path, "pre-training/refused", "--exp_name", str(total_bs), *flags) == [1, 1]
-    assert f"error: {message}" in stderr_of(tmp_path)
+    assert f"error: {message}" in said_by(tmp_path)
     assert not list(Path("experiments/pre-training/refused").glob("*/ckpt*"))
+
+
+def fail(folder, message):
+    """Fail in both processes; `message` may have a place for the rank."""
+
+    def command():
+        with processes("pytorch"):
+            raise ValueError(message.format(rank()))
+
+    code = run_command(command)
+    while rank() == 0 and not (folder / "rank1.pt").exists():  # it keeps the count of the messages
+        time.sleep(0.01)
+    return code
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [("all alike", ["error: all alike"]), ("rank {}", ["error: rank 0", "error: rank 1"])],
+)
+def test_an_error_is_told_by_one_of_the_processes_that_have_it(tmp_path, message, said):
+    assert forked(tmp_path, fail, tmp_path, message) == [1, 1]
+    lines = said_by(tmp_path).splitlines()
+    assert sorted(line for line in lines if line.startswith("error")) == said
 
 
 # ---- a process that dies ----

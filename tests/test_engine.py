@@ -18,6 +18,7 @@ from tools.training.builder import TrainingLoader, build_optimizer, build_schedu
 from tools.training.engine import train_one_epoch
 from tools.training.run import open_run
 from tools.training.trainer import Trainer, evaluation_interval
+from utils.command import describe
 from utils.parser import parse_args
 from utils.tables import format_table
 
@@ -523,8 +524,8 @@ def test_error_of_a_worker_is_told_without_its_traceback():
         "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
         '  File "x.py", line 1\nValueError: a.npy: row 3 is not finite\n'
     )
-    assert main.describe(error) == "a.npy: row 3 is not finite"
-    assert main.describe(ValueError("one\n  two")) == "one two"
+    assert describe(error) == "a.npy: row 3 is not finite"
+    assert describe(ValueError("one\n  two")) == "one two"
 
 
 def test_unexpected_errors_keep_their_traceback(monkeypatch):

@@ -232,7 +232,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_keeps_what_there_is(playground
     (playground / "output.txt").write_text("")
     assert wait(fork(playground, partial(train, "pre-training", name, prepare=partial(limit_file_size, 50_000)))) == 1
     text = (playground / "output.txt").read_text()
-    assert re.fullmatch(r"error: cannot write .*\.pth: .*", text.splitlines()[-1])
+    assert re.fullmatch(r"error: cannot write .*\.pth: File too large; .*ulimit -f.*", text.splitlines()[-1])
     assert "Traceback" not in text
     assert {path.name: path.read_bytes() for path in checkpoints(run)} == before
     assert not list(run.glob(".*.tmp"))

@@ -151,8 +151,15 @@ def test_wrong_arguments_are_named(tmp_path, content, others, message):
 
 def test_a_missing_fold_is_named_with_the_ways_to_get_it(tmp_path, content):
     write_task(tmp_path, content)
-    with pytest.raises(FileNotFoundError, match=r"2way_3shot/5\.pkl .*few_shot_splits.*data/README\.md"):
+    with pytest.raises(FileNotFoundError, match=r"2way_3shot/5\.pkl .*few_shot_splits.*data/README\.md") as refused:
         build_dataset(entry(tmp_path, fold=5))
+    assert "choose of the folds that are there with --fold 4, draw" in str(refused.value)
+    write_task(tmp_path, content).with_name("10.pkl").touch()
+    with pytest.raises(FileNotFoundError, match="with --fold 4 or 10, draw"):
+        build_dataset(entry(tmp_path, fold=5))
+    with pytest.raises(FileNotFoundError) as refused:
+        build_dataset(entry(tmp_path, shot=7))
+    assert "--fold" not in str(refused.value)
 
 
 # ---------------------------------------------------------------------------------------------------- drawing folds
@@ -453,6 +460,14 @@ def test_longer_training_continues_finished_folds(here):
     run("longer", "--resume", way=2, fold=0, max_epoch=2)
     results = json.loads((folder_of("longer") / "2way_3shot/fold0/results.json").read_text())
     assert results["training from scratch"]["final_epoch"] == 2
+
+
+def test_the_table_is_printed_once_at_the_end(here, capsys):
+    run("printed", way=2, max_epoch=0)
+    first = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in first if line.startswith("folds ")] == [["folds", "2"]]
+    run("printed", "--resume", way=2, max_epoch=0)
+    assert capsys.readouterr().out.splitlines() == first
 
 
 def test_testing_takes_one_fold_and_reproduces_its_accuracy(whole, here):

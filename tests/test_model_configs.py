@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from timm.layers import DropPath
+from torch import nn
 
 from models import MODELS, build_model, check_model_config
 from utils.config import load_config
@@ -46,6 +47,15 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
     for part, found in stacks.items():
         last = depths[part] - 1
         assert found == pytest.approx([0.28 * i / last for i in range(last + 1)])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_norms_of_every_model_have_the_released_settings(name):
+    with torch.device("meta"):
+        model = build_model((I2P if name == "I2P_MAE" else {}) | {"NAME": name})
+    batch_norms = {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
+    assert batch_norms == {(0.1, 1e-5)}
+    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5}
 
 
 def test_all_kinds_of_configs_are_shipped():

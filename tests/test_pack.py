@@ -326,6 +326,13 @@ def test_packing_again_changes_nothing(source, monkeypatch, caplog):
     assert "is up to date" in caplog.text
 
 
+def test_an_array_that_is_gone_is_packed_anew(source):
+    expected = items(source)
+    packed(source).unlink()
+    pack(*source, chunk=CHUNK)
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(items(source), expected, strict=True))
+
+
 def test_a_changed_file_replaces_the_pack(source):
     old = packed(source)
     np.save(Path(source[1], TRAIN[1]), np.ones((N_POINTS, 3), np.float32))

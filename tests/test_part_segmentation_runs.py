@@ -11,6 +11,7 @@ from datasets.transforms import AUGMENTATIONS
 from tests.playground import CONFIGS, ENCODER, files_of, make_playground, refuse, results_of_folder, run, write_config
 from tools import runner_part_segmentation
 from tools.evaluation.figures import draw_parts
+from tools.evaluation.segmentation import OwnPartSegmenter
 
 CATEGORIES = ["Knife", "Mug", "Table"]  # in the order of their labels
 CONFIG = "part-segmentation/small"
@@ -77,7 +78,7 @@ def test_testing_gives_the_figures_of_training(here, finetuned, capsys, checkpoi
     trained = results_of_folder(finetuned)["part segmentation, fine-tuning"][name]
     assert {key: measured[key] for key in trained} == trained
     assert measured["about"]["checkpoint_chosen_by"] == chosen_by
-    assert f"ShapeNetPart, test split; weights chosen by: {chosen_by}" in capsys.readouterr().err
+    assert f"ShapeNetPart, test split; weights chosen by: {chosen_by}" in capsys.readouterr().out
     assert (folder / "parts.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -103,7 +104,7 @@ class OfTheFirstPart(nn.Module):
 
 
 def test_points_are_given_parts_of_their_own_category():
-    parts = runner_part_segmentation.OwnPartSegmenter(OfTheFirstPart())(torch.zeros(2, 3, 3), torch.tensor([4, 15]))
+    parts = OwnPartSegmenter(OfTheFirstPart())(torch.zeros(2, 3, 3), torch.tensor([4, 15]))
     assert parts.tolist() == [[12, 12, 12], [47, 47, 47]]  # of a chair, of a table
 
 

@@ -49,3 +49,10 @@ def test_a_device_is_named_in_one_place():
     named = re.compile(r"[\"']cuda(:\d)?[\"']|\.cuda\(")
     found = [p for room in rooms for p in (ROOT / room).rglob("*.py") if named.search(p.read_text())]
     assert [path.name for path in found] == ["cuda_runtime.py"]
+
+
+def test_the_readme_counts_the_rows_of_fidelity():
+    numbers = re.findall(r"^\| (\**\d+\**) \|", (ROOT / "docs/FIDELITY.md").read_text(), re.MULTILINE)
+    places, differing = re.search(r"lists (\d+) places.*In (\w+) of them figures differ", README, re.DOTALL).groups()
+    assert [int(number.strip("*")) for number in numbers] == list(range(1, int(places) + 1))
+    assert sum("*" in number for number in numbers) == {"four": 4, "five": 5, "six": 6}[differing]

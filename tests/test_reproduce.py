@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tools import (
-    reproduce,
     runner_finetune,
     runner_part_segmentation,
     runner_pretrain,
@@ -14,8 +13,10 @@ from tools import (
     runner_test,
     runner_test_svm,
 )
+from tools.evaluation import reproduction
 from tools.evaluation.paper_results import DATA_SETS, PUBLISHED, ROWS, Row
-from tools.reproduce import Setup, main, plan
+from tools.evaluation.reproduction import Setup, plan
+from tools.reproduce import main
 from utils.config import load_config
 from utils.parser import parse_args
 
@@ -46,7 +47,7 @@ def publish(row: Row, data: Path = Path("data")) -> None:
 
 def leave(row: Row, mode: str, results: object, checkpoint: str = "ckpt-best.pth") -> Path:
     """Write what a run of main.py leaves; returns its folder."""
-    folder = reproduce.run_folder(row)
+    folder = reproduction.run_folder(row)
     touch(folder / "results.json", json.dumps({mode: results}))
     touch(folder / checkpoint)
     return folder
@@ -81,7 +82,7 @@ def test_every_command_parses_and_its_config_loads(row, way, here):
     weights = Path("ckpts", way.weights)
     if way.weights:
         touch(weights)
-    args = parse_args(reproduce.command_of(way, Path(row.config), weights))
+    args = parse_args(reproduction.command_of(way, Path(row.config), weights))
     config = load_config(args.config)
     names = {
         "I2P-MAE": ("Point_M2AE_SEG",) if "part_seg" in row.key else ("I2P_MAE",),
@@ -147,9 +148,9 @@ def test_either_form_of_a_data_set_will_do(here, ending):
     folder = here / "data/ModelNet/modelnet40_normal_resampled"
     touch(folder / "modelnet40_shape_names.txt")
     touch(folder / f"modelnet40_train{ending}")
-    assert reproduce.missing_data(ROW["I2P-MAE.finetune.modelnet40"], Path("data"))
+    assert reproduction.missing_data(ROW["I2P-MAE.finetune.modelnet40"], Path("data"))
     touch(folder / f"modelnet40_test{ending}")
-    assert reproduce.missing_data(ROW["I2P-MAE.finetune.modelnet40"], Path("data")) == []
+    assert reproduction.missing_data(ROW["I2P-MAE.finetune.modelnet40"], Path("data")) == []
 
 
 def test_generated_shapes_are_not_the_published_data(here):
@@ -201,16 +202,23 @@ def test_training_that_has_begun_is_continued(here, key, checkpoint, begun):
     row = ROW[key]
     publish(row)
     touch(here / "ckpts/pre-train.pth")
-    touch(reproduce.run_folder(row) / checkpoint)
+    touch(reproduction.run_folder(row) / checkpoint)
     (outcome,) = plan([row], Setup(train=True))
     assert outcome.status == "ready"
     assert outcome.command.endswith("--resume") == begun
 
 
-def test_a_row_that_does_not_exist_is_refused(capsys):
-    with pytest.raises(SystemExit):
+def test_a_row_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"--only I2P-MAE\.swm is in no key; keys are .*I2P-MAE\.svm\.modelnet40"):
         main(["--plan", "--only", "I2P-MAE.swm"])
-    assert "I2P-MAE.svm.modelnet40" in capsys.readouterr().err
+
+
+def test_a_plan_ends_with_a_summary(here, capsys):
+    row = ROW["I2P-MAE.svm.scan_obj-bg"]
+    publish(row)
+    touch(here / "ckpts/pre-train.pth")
+    assert main(["--plan", "--only", "I2P-MAE.svm", "I2P-MAE.pretrain"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "3 figures: ready 1, not needed 1, missing 1"
 
 
 # running
@@ -234,7 +242,7 @@ def launched(monkeypatch):
         touch(Path("experiments", config.parent.name, config.stem, "reproduce", "results.json"), json.dumps(results))
         return 0
 
-    monkeypatch.setattr(reproduce, "launch", launch)
+    monkeypatch.setattr(reproduction, "launch", launch)
     return commands
 
 
@@ -273,8 +281,8 @@ def test_one_run_serves_all_its_figures(here, launched):
 
 
 def test_a_run_that_fails_leaves_the_others_running(here, launched, monkeypatch):
-    succeed = reproduce.launch
-    monkeypatch.setattr(reproduce, "launch", lambda command: 1 if "modelnet40" in command[1] else succeed(command))
+    succeed = reproduction.launch
+    monkeypatch.setattr(reproduction, "launch", lambda command: 1 if "modelnet40" in command[1] else succeed(command))
     for key in ("I2P-MAE.svm.modelnet40", "I2P-MAE.svm.scan_obj-bg"):
         publish(ROW[key])
     touch(here / "ckpts/pre-train.pth")
@@ -325,13 +333,13 @@ def test_parameters_are_counted_on_the_spot(here, launched):
 def costs():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return reproduce.cost_table()
+        return reproduction.cost_table()
 
 
 def test_the_document_ends_with_what_the_module_generates(costs, monkeypatch):
-    monkeypatch.setattr(reproduce, "cost_table", lambda: costs)
+    monkeypatch.setattr(reproduction, "cost_table", lambda: costs)
     text, _, generated = (ROOT / "docs/RESULTS.md").read_text().partition("--docs -->\n\n")
-    assert generated == reproduce.markdown(), "python -m tools.reproduce --docs makes what stands below its comment"
+    assert generated == reproduction.markdown(), "python -m tools.reproduce --docs makes what stands below its comment"
     assert "No accuracy measured with this code" in text
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from functools import partial, reduce
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from tests.playground import (
     run,
     write_config,
 )
-from tools import runner_test, runner_test_svm
+from tools import runner_test_svm
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +134,9 @@ def test_kept_features_are_used_instead_of_encoding(here, pretrained, tmp_path, 
     assert run("linear-svm/scan", *flags, "encoded") == 0
     monkeypatch.setattr(runner_test_svm, "svm_features", None)  # encoding would fail
     assert run("linear-svm/scan", *flags, "kept") == 0
-    log = capsys.readouterr().err
+    out, log = capsys.readouterr()
     assert "nothing is encoded" in log
-    assert "test split; weights chosen by: nothing, the latest of its run" in log
+    assert "test split; weights chosen by: nothing, the latest of its run" in out
     encoded, kept = (results_of("linear-svm/scan", name)["linear SVM"] for name in ("encoded", "kept"))
     assert {**encoded, "about": 0} == {**kept, "about": 0}
     assert kept["about"]["data"].keys() == {"svm_train", "svm_test"}
@@ -166,13 +166,15 @@ def test_training_from_scratch(here):
     assert results["final_epoch"] == 1  # the last epoch is evaluated whatever --val_freq says
 
 
-def test_testing_reproduces_the_final_accuracy(here, finetuned, monkeypatch):
-    monkeypatch.setattr(runner_test, "run", partial(runner_test.run, repeats=2))
-    flags = ("--test", "--vote", "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "tested")
+def test_testing_reproduces_the_final_accuracy(here, finetuned, capsys):
+    flags = ("--test", "--vote", "--votes", 2, "--ckpts", finetuned / "ckpt-last.pth", "--exp_name", "tested")
     assert run("fine-tuning/modelnet", *flags) == 0
     results = results_of("fine-tuning/modelnet", "tested")["test"]
     assert results["accuracy"] == results_of_folder(finetuned)["fine-tuning"]["final_accuracy"]
     assert results["vote"]["repeats"] == 2
+    out, log = capsys.readouterr()
+    assert ["vote: mean of 2 repeats" in text for text in (out, log)] == [True, False]
+    assert out.count("overall accuracy") == 1
     assert results["vote"]["mean_accuracy"] <= results["vote"]["best_accuracy"] <= 100
     first_log = next(Path("experiments/fine-tuning/modelnet/tested").glob("*.log")).read_text()
     assert "vote: best of them (chosen on the test split, as published)" in first_log
@@ -296,6 +298,7 @@ def test_the_weights_that_a_run_started_from_are_kept(here, pretrained):
     assert run("pre-training/again", "--start_ckpts", pretrained / "ckpt-last.pth") == 0
     about = results_of("pre-training/again")["pre-training"]["about"]
     assert about["checkpoint"] == str(pretrained / "ckpt-last.pth")
+    assert about["checkpoint_chosen_by"] == "nothing, the latest of its run"
     assert (
         state_of(Path("experiments/pre-training/again/default"))["run"]["checkpoint_sha256"]
         == about["checkpoint_sha256"]
@@ -355,8 +358,10 @@ def test_missing_config(here, capsys):
 def test_a_config_of_another_mode_is_refused(here, capsys, pretrained):
     line = refuse(capsys, "fine-tuning/modelnet")
     assert "cfgs/fine-tuning/modelnet.yaml has no 'dataset.svm_train', which pre-training needs" in line
+    line = refuse(capsys, "fine-tuning/modelnet", "--resume")
+    assert "--resume continues a run: add the flag of its mode, such as --finetune_model" in line
     line = refuse(capsys, "pre-training/i2p", "--scratch_model")
-    assert "'npoints', which fine-tuning needs" in line
+    assert "'npoints', which fine-tuning needs; choose another config" in line
     assert not Path("experiments/pre-training/i2p/refused").exists()
 
 
@@ -379,8 +384,6 @@ def test_checkpoint_that_is_none_is_refused(here, capsys, tmp_path):
     (tmp_path / "page.pth").write_text("<!DOCTYPE html><title>403</title>")
     line = refuse(capsys, "fine-tuning/modelnet", "--finetune_model", "--ckpts", tmp_path / "page.pth")
     assert "page.pth" in line
-    log = next(Path("experiments/fine-tuning/modelnet/refused").glob("*.log")).read_text()
-    assert "Traceback" in log  # the log has what the terminal does not show
 
 
 def test_svm_flag_must_name_the_data_of_the_config(here, capsys, pretrained):
@@ -395,6 +398,18 @@ def test_more_classes_than_outputs_are_refused(here, capsys):
     write_config(here, "fine-tuning/few", config)
     line = refuse(capsys, "fine-tuning/few", "--scratch_model")
     assert "ModelNet has label 2, but the model has 2 classes" in line
+
+
+def test_normals_are_refused_by_the_name_of_their_key(here, capsys, finetuned):
+    data = {
+        subset: {**entry, "USE_NORMALS": True} for subset, entry in CONFIGS["fine-tuning/modelnet"]["dataset"].items()
+    }
+    write_config(here, "fine-tuning/normals", {**CONFIGS["fine-tuning/modelnet"], "dataset": data})
+    for flags in (["--scratch_model"], ["--test", "--ckpts", finetuned / "ckpt-last.pth"]):
+        line = refuse(capsys, "fine-tuning/normals", *flags)
+        assert (
+            "ModelNet gives 6 channels a point and the models take 3, the coordinates: set USE_NORMALS: false" in line
+        )
 
 
 def test_npoints_beyond_the_clouds_is_refused(here, capsys):

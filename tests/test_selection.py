@@ -1,6 +1,8 @@
 """Which clouds choose a checkpoint, and runs that are repeated: `--select_on` and `--seeds`."""
 
+import contextlib
 import copy
+import io
 import shutil
 from pathlib import Path
 
@@ -185,12 +187,12 @@ def test_pretraining_has_nothing_to_hold_out(here, capsys):
 
 @pytest.fixture(scope="module")
 def repeated(playground):
-    """The summary of a run with two seeds."""
-    with pytest.MonkeyPatch.context() as patch:
+    """The summary of a run with two seeds, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.chdir(playground)
         assert run(FINETUNING, "--scratch_model", "--seeds", 3, 1, "--exp_name", "many") == 0
         (summary,) = results_of(FINETUNING, "many").values()
-    return summary
+    return {**summary, "printed": printed.getvalue()}
 
 
 def test_seeds_are_summed_up(here, repeated):
@@ -204,6 +206,10 @@ def test_seeds_are_summed_up(here, repeated):
     log = next(Path("experiments", FINETUNING, "many").glob("*.log")).read_text()
     assert "best seed" in log
     assert "epoch 0/1" not in log  # that is in the logs of the seeds
+    title, header, _, *rows = repeated["printed"].splitlines()
+    assert title == "fine-tuning, 2 seeds"
+    assert "best seed" in header
+    assert [row.split()[0] for row in rows] == ["best_accuracy", "final_accuracy"]
 
 
 def test_a_seed_is_run_as_if_alone(here, repeated):
@@ -230,7 +236,7 @@ def test_interrupted_repetitions_resume_to_the_same_summary(here, repeated, monk
     assert run(FINETUNING, *flags, "--resume") == 0
     assert trained == [1]  # of seed 1
     (summary,) = results_of(FINETUNING, "stopped").values()
-    assert {**summary, "about": 0} == {**repeated, "about": 0}
+    assert {**summary, "about": 0, "printed": 0} == {**repeated, "about": 0, "printed": 0}
 
 
 def test_the_summary_of_seeds_is_in_results_md(here, repeated):
@@ -260,11 +266,6 @@ def test_finished_repetitions_stay_as_they_are(here, repeated, capsys, monkeypat
     assert "mode training from scratch → fine-tuning; " in refuse(capsys, FINETUNING, *flags, exp_name="many")
     assert not Path("experiments", FINETUNING, "many-seed4").exists()
     assert [files_of(folder) for folder in folders] == before
-
-
-def test_a_seed_given_twice_is_refused(here, capsys):
-    assert run(FINETUNING, "--scratch_model", "--seeds", 1, 1, "--exp_name", "twice") == 1
-    assert "error: --seeds 1 1 repeats a seed; give each once" in capsys.readouterr().err
 
 
 # ---- data in the device's memory ----

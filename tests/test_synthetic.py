@@ -465,4 +465,5 @@ def test_command_line_reports_a_folder_it_cannot_make_without_a_traceback(tmp_pa
     command = [sys.executable, "-m", "datasets.synthetic", "--root", str(tmp_path / "file/data")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 1
-    assert finished.stderr.startswith("error: [Errno ")
+    assert finished.stderr.startswith(f"error: cannot write {tmp_path}/file/data/")
+    assert "a file stands where a folder has to be" in finished.stderr

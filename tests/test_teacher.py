@@ -339,6 +339,11 @@ def test_sizes_of_the_named_towers(name, sizes):
     assert tower_sizes(name) == sizes
 
 
+def test_a_tower_of_nearly_the_right_name_is_suggested():
+    with pytest.raises(ValueError, match=r"visual_encoder is 'ViT-B-16' \(did you mean ViT-B/16\?\), but"):
+        build_teacher("ViT-B-16", 512, "untrained")
+
+
 @pytest.mark.parametrize("name", ["RN50", "ViT-B16"])
 def test_unknown_tower_names_those_that_work(name):
     with pytest.raises(ValueError, match=f"{name}.*ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px"):

@@ -146,3 +146,16 @@ def test_drop_path_drops_whole_samples_in_train_mode(tokens):
     assert (dropped.all(1) | ~dropped.any(1)).all()
     # Both branches of a sample are dropped with probability 1/4: 16 of 64 are expected.
     assert 4 <= dropped.all(1).sum() <= 32
+
+
+@pytest.mark.parametrize("other", ["attn.proj", "mlp.fc2"])
+def test_a_branch_that_is_kept_is_divided_by_its_probability(tokens, other):
+    torch.manual_seed(0)
+    block = Block(DIM, HEADS, drop_path=0.75).double()
+    for parameter in block.get_submodule(other).parameters():
+        nn.init.zeros_(parameter)  # leaves one of the two branches
+    batch = tokens[:1].expand(64, -1, -1)
+    branch, sampled = block.eval()(batch) - batch, block.train()(batch) - batch
+    kept = sampled.flatten(1).any(1)
+    assert 6 <= kept.sum() <= 28  # 16 are expected
+    torch.testing.assert_close(sampled, 4 * branch * kept[:, None, None])

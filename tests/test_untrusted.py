@@ -263,6 +263,8 @@ def test_check_labels_takes_whole_numbers_of_any_type(dtype):
 
 @pytest.mark.parametrize("labels", [[0, 3], [0, -1], [0, 1.5], [0, np.nan]])
 def test_check_labels_names_the_row(labels):
+    with pytest.raises(ValueError, match=r"label -1 of cloud 0; expected an integer from 0$"):
+        check_labels(np.array([-1, 2]), "a.h5")
     with pytest.raises(ValueError, match="of cloud 1; expected an integer from 0 to below 3"):
         check_labels(np.array(labels), "a.h5", 3)
 

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def test_defaults() -> None:
         "start_ckpts": None,
         "resume": False,
         "vote": False,
+        "votes": None,
         "val_freq": 1,
         "seed": 0,
         "deterministic": False,
@@ -118,7 +120,13 @@ def test_consistent_flags_are_accepted(flags: list[str], weights: str) -> None:
         (["--test", "--ckpts", "/nowhere/a.pth"], "no such file: /nowhere/a.pth"),
         (["--start_ckpts", "/nowhere/a.pth"], "no such file: /nowhere/a.pth"),
         (["--test", "--ckpts", "/"], "/ is a folder; name a file in it"),
-        (["--ckpt", "W"], "unrecognized arguments"),
+        (["--ckpt", "W"], "unknown flag --ckpt; did you mean --ckpts?; python main.py --help lists the flags"),
+        (["--finetune_modle", "--ckpts", "W"], "unknown flag --finetune_modle; did you mean --finetune_model?"),
+        (["--zzz"], "unknown flag --zzz; python main.py --help"),
+        (["--test", "--ckpts", ""], "an empty path; name a file"),
+        (["--test", "--ckpts", "W", "--votes", "3"], "--votes says how often to repeat --vote: add it"),
+        (["--test_svm", "scan", "--ckpts", "W", "--save_features", "/tmp/"], "--save_features /tmp is a folder"),
+        (["--seeds", "1", "2", "1"], "--seeds: 1 2 1 repeats a seed; give each once"),
         (["--val_freq", "0"], "0 must be at least 1"),
         (["--num_workers", "-1"], "-1 must be at least 0"),
         (["--seed", "4294967296"], "4294967296 must be between 0 and 4294967295"),
@@ -130,7 +138,26 @@ def test_contradictions_are_refused_with_the_way_out(
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         parse_args([*CONFIG, *(weights if flag == "W" else flag for flag in flags)])
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_votes_are_49_unless_the_command_line_says_otherwise(weights: str) -> None:
+    test = [*CONFIG, "--test", "--vote", "--ckpts", weights]
+    assert [parse_args(test).votes, parse_args([*test, "--votes", "3"]).votes] == [49, 3]
+
+
+def test_of_several_processes_the_first_says_what_is_wrong_with_the_command_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for rank in "01":
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(SystemExit, match="2"):
+            parse_args(["--nothing"])
+        said.append(capsys.readouterr().err)
+    assert [len(text.splitlines()) for text in said] == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "../a", "a b", "-x", ".hidden", "TFBoard", "a\n", "a\\b"])
@@ -145,14 +172,14 @@ def test_plain_exp_name_is_accepted() -> None:
 
 def test_config_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        parse_args([])
+        parse_args(["--resume"])
     assert "--config" in capsys.readouterr().err
 
 
 def test_help_shows_every_mode_in_commands_that_parse(weights: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         parse_args(["--help"])
-    commands = re.findall(r"python main\.py (.+)", capsys.readouterr().out)
+    commands = re.findall(r"python main\.py (--.+)", capsys.readouterr().out)
     parsed = [parse_args(re.sub(r"ckpts/\S+", weights, command).split()) for command in commands]
     modes = [(a.test_svm is not None, a.finetune_model, a.scratch_model, a.test, a.vote) for a in parsed]
     assert len(set(modes)) == 6
@@ -182,6 +209,16 @@ def test_a_seed_fixes_every_generator() -> None:
     assert draws() == first
     seed_everything(8)
     assert not set(draws()) & set(first)
+
+
+@pytest.mark.usefixtures("untouched_generators")
+def test_each_process_draws_numbers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank, seed in [(0, 7), (1, 7), (2, 7), (0, 8)]:
+        monkeypatch.setattr("utils.seed.rank", lambda rank=rank: rank)
+        seed_everything(seed)
+        drawn += draws()
+    assert len(set(drawn)) == 4 * len(draws())
 
 
 @pytest.mark.usefixtures("untouched_generators")
@@ -255,9 +292,47 @@ def test_second_setup_replaces_the_first_and_leaves_others_alone(
 @pytest.mark.usefixtures("own_handlers")
 def test_log_file_that_cannot_be_opened_is_an_os_error(tmp_path: Path) -> None:
     before = logging.getLogger().handlers[:]
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"cannot write .*absent/run\.log: No such file or directory"):
         setup_logger(tmp_path / "absent" / "run.log")
     assert logging.getLogger().handlers == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+@pytest.mark.usefixtures("own_handlers")
+def test_a_full_disk_is_told_once_and_the_run_goes_on_without_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logger(Path("/dev/full"))
+    for _ in range(3):
+        logging.getLogger("x").info("news")
+    setup_logger(None)  # closes the file
+    lines = capsys.readouterr().err.splitlines()
+    assert [("news" in line, "WARNING" in line) for line in lines].count((True, False)) == len(lines) - 1 == 3
+    (line,) = (line for line in lines if "WARNING" in line)
+    assert "cannot write /dev/full: No space left on device; make room" in line
+    assert "the run goes on without its log" in line
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_a_warning_is_one_line_of_the_main_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn(is_main: bool) -> list[str]:
+        monkeypatch.setattr("utils.distributed.is_main", lambda: is_main)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            setup_logger(None)
+            warnings.warn("it is\nlate", stacklevel=1)
+        return [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+
+    assert warn(True) == ["WARNING it is late"]
+    assert warn(False) == []
+
+
+@pytest.mark.usefixtures("own_handlers")
+def test_libraries_that_draw_keep_their_details_to_themselves(tmp_path: Path) -> None:
+    setup_logger(tmp_path / "run.log")
+    for name in ("matplotlib.font_manager", "PIL.PngImagePlugin", "ours"):
+        logging.getLogger(name).debug("detail of %s", name)
+    assert re.findall("detail of .*", (tmp_path / "run.log").read_text()) == ["detail of ours"]
 
 
 # progress
@@ -278,13 +353,23 @@ def lines_of_a_loop(count: int, step: float, seconds: list[float], caplog: pytes
     return caplog.messages
 
 
-def test_slow_loop_logs_each_tenth_with_elapsed_time_and_rate(
+def test_slow_loop_logs_each_tenth_with_elapsed_time_rate_and_time_left(
     seconds: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     lines = lines_of_a_loop(40, 4.0, seconds, caplog)
-    assert len(lines) == 10
-    assert lines[0] == "epoch 3: 4/40 (10 %), 16 s, 0.25/s"
-    assert lines[-1] == "epoch 3: 40/40 (100 %), 160 s, 0.25/s"
+    assert lines[:3] == [
+        "epoch 3: 2/40 (5 %), 8 s, 0.25/s, about 152 s left",
+        "epoch 3: 4/40 (10 %), 16 s, 0.25/s, about 144 s left",
+        "epoch 3: 8/40 (20 %), 32 s, 0.25/s, about 128 s left",
+    ]
+    assert lines[-1] == "epoch 3: 40/40 (100 %), 160 s, 0.25/s, about 0 s left"
+    assert len(lines) == 11
+
+
+def test_a_long_loop_soon_says_how_long(seconds: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    lines = lines_of_a_loop(490, 5.0, seconds, caplog)
+    assert lines[0] == "epoch 3: 1/490 (0 %), 5 s, 0.20/s, about 2445 s left"
+    assert [line.split()[2] for line in lines[:7]] == [f"{n}/490" for n in (1, 2, 4, 8, 16, 32, 49)]
 
 
 def test_fast_loop_logs_nothing(seconds: list[float], caplog: pytest.LogCaptureFixture) -> None:

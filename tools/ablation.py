@@ -9,28 +9,23 @@ import argparse
 import json
 import logging
 import math
+import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-import numpy as np
 from easydict import EasyDict
 
-from datasets.synthetic import write_demo
-from models import build_model
-from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
-from tools.evaluation.figures import save_figure
 from tools.training.launch import launch, shown
-from tools.training.modes import PRE_TRAINING
-from tools.training.run import EXPERIMENTS, Run
-from utils.checkpoint import load_weights
+from tools.training.modes import EXPERIMENTS, PRE_TRAINING
+from utils.command import Parser, add_seeds, run_command
 from utils.config import load_config, save_config
-from utils.files import atomic_write
+from utils.files import atomic_write, make_folder
 from utils.logger import setup_logger
-from utils.seed import seed_everything
 from utils.tables import format_table, markdown_table
+
+# What imports PyTorch or Matplotlib, which takes seconds, is imported where it is used.
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +67,11 @@ class Figures(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every setting with every seed; print the table and write it with a picture."""
-    parser = argparse.ArgumentParser(prog="python -m tools.ablation", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each (default: 0 1 2)")
+    parser = Parser(prog="python -m tools.ablation", description=__doc__.split("\n\n")[0])
+    add_seeds(parser, [0, 1, 2], "one run each (default: 0 1 2)")
     parser.add_argument("--quick", action="store_true", help="one epoch a run: to see that it works")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the figures under '## Figures' of a document")
     args = parser.parse_args(argv)
-    if len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"--seeds {' '.join(map(str, args.seeds))} repeats a seed; give each once")
     setup_logger(None)
     if args.write:
         try:
@@ -114,7 +107,9 @@ def measure_all(
     Returns:
         The figures of each seed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    from datasets.synthetic import write_demo
+
+    make_folder(folder)
     to_do = sum(not figures_file(folder, s.name, seed).exists() for s in SETTINGS for seed in seeds)
     total = len(SETTINGS) * len(seeds)
     logger.info(
@@ -142,6 +137,11 @@ def measure(config: EasyDict, setting: Setting, seed: int, folder: Path) -> Figu
         ValueError: if the folder of the run holds one of another config.
         SystemExit: if the run fails, with its exit code.
     """
+    from models import build_model
+    from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
+    from tools.training.run import Run
+    from utils.checkpoint import load_weights
+
     source = folder / f"{setting.name}.yaml"
     save_config({**config, "model": {**config.model, **setting._asdict()}}, source)
     config = load_config(source)
@@ -163,10 +163,14 @@ def measure(config: EasyDict, setting: Setting, seed: int, folder: Path) -> Figu
 
 def measure_untrained(config: EasyDict, seed: int, folder: Path) -> Figures:
     """Probe an encoder as it is initialised, or read what an earlier call found."""
+    from models import build_model
+    from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
+    from utils.seed import seed_everything
+
     file = figures_file(folder, UNTRAINED, seed)
     if found := read_figures(file, config):
         return found
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     save_config(config, file.with_name("config.yaml"))
     seed_everything(seed)
     return keep(file, Figures(calibrated_svm_accuracy(build_model(without_teacher(config.model)), config), None))
@@ -205,8 +209,8 @@ def summarise(table: dict[Setting | str, list[Figures]]) -> list[list[str]]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    mean = f"{np.mean(values):.1f}"
-    return f"{mean} ± {np.std(values):.1f}" if len(values) > 1 else mean
+    mean = f"{statistics.fmean(values):.1f}"
+    return f"{mean} ± {statistics.pstdev(values):.1f}" if len(values) > 1 else mean
 
 
 def draw(table: dict[Setting | str, list[Figures]], path: Path) -> None:
@@ -214,6 +218,11 @@ def draw(table: dict[Setting | str, list[Figures]], path: Path) -> None:
 
     Bars are standard deviations, dots the seeds, dashes the untrained encoder.
     """
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    from tools.evaluation.figures import save_figure
+
     runs = {setting: runs for setting, runs in table.items() if isinstance(setting, Setting)}
     masks = {s.mask.removeprefix("temperature "): found for s, found in runs.items() if s.losses == "both"}
     losses = {s.losses: found for s, found in runs.items() if s.mask == "temperature 1"}
@@ -260,4 +269,4 @@ def write(document: Path, table: dict[Setting | str, list[Figures]], args: argpa
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_command(main))

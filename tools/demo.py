@@ -4,32 +4,24 @@ Each step is a command of main.py, printed before it runs. The model and its tea
 untrained: the demo shows that the pipeline works and that pre-training helps, not the gain of the paper.
 """
 
-import argparse
 import json
 import logging
-import sys
+import statistics
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from datasets import build_dataset
-from datasets.synthetic import write_demo
-from models import build_model
-from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
-from tools.evaluation.figures import draw_reconstructions
 from tools.training.launch import launch, shown
-from tools.training.run import EXPERIMENTS
-from utils.checkpoint import load_weights
+from tools.training.modes import EXPERIMENTS
+from utils.command import Parser, add_seeds, run_command
 from utils.config import load_config
 from utils.files import atomic_write
 from utils.logger import setup_logger
-from utils.seed import seed_everything
 from utils.tables import format_table
+
+if TYPE_CHECKING:  # what imports PyTorch, which takes seconds, is imported where it is used
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +36,11 @@ NOTE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo once per seed and print the table of accuracies."""
-    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="one whole run each (default: 0)")
+    parser = Parser(prog="python -m tools.demo", description=__doc__.split("\n\n")[0])
+    add_seeds(parser, [0], "one whole run each (default: 0)")
     args = parser.parse_args(argv)
+    from datasets.synthetic import write_demo
+
     setup_logger(None)
     began = time.perf_counter()
     logger.info(NOTE)
@@ -69,6 +63,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_seed(name: str, seed: int) -> dict[str, Any]:
     """Run every step with one seed; returns the accuracies in percent, and where the files are."""
+    from models import build_model
+    from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
+    from tools.evaluation.figures import draw_reconstructions
+    from utils.checkpoint import load_weights
+    from utils.seed import seed_everything
+
     common = ["--exp_name", name, "--seed", str(seed), "--num_workers", "0"]
     pretrained = run_step("pre-train", *common)
     checkpoint = str(pretrained / "ckpt-last.pth")
@@ -106,8 +106,12 @@ def run_step(config: str, *flags: str) -> Path:
     return EXPERIMENTS / "demo" / config / flags[flags.index("--exp_name") + 1]
 
 
-def unseen_shapes(config: dict[str, Any]) -> Tensor:
+def unseen_shapes(config: dict[str, Any]) -> "Tensor":
     """Some shapes of different classes, (SHAPES_DRAWN, N, 3), of the split that pre-training does not read."""
+    import torch
+
+    from datasets import build_dataset
+
     entry = config["dataset"]["train"]
     shapes = build_dataset({**entry, "others": {**entry["others"], "subset": "test"}})
     return torch.stack([shapes[i * len(shapes) // SHAPES_DRAWN][0] for i in range(SHAPES_DRAWN)])
@@ -124,7 +128,7 @@ def summarise(runs: list[dict[str, Any]]) -> list[list[object]]:
     rows: list[list[object]] = []
     for key, name in names.items():
         values = [run[key] for run in runs]
-        spread = [float(np.mean(values)), float(np.std(values))] if len(runs) > 1 else []
+        spread = [statistics.fmean(values), statistics.pstdev(values)] if len(runs) > 1 else []
         rows.append([name, *values, *spread])
     return rows
 
@@ -138,4 +142,4 @@ def _final_accuracy(folder: Path, mode: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_command(main))

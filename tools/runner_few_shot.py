@@ -81,12 +81,12 @@ def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[st
         results: dict[str, Any] = {}
         if len(left) < len(tasks):
             logger.info("%d of %d folds are finished already", len(tasks) - len(left), len(tasks))
-            results = report(run, mode, config["max_epoch"], trained=False)
+            results = report(run, mode, config["max_epoch"], final=not left, trained=False)
         for task in left:
             task_args = Namespace(**{**vars(args), "resume": task in begun})
             run_fold(of_task(config, task), task_args, part=task.part)
             setup_logger(run.log)  # instead of the fold's
-            results = report(run, mode, config["max_epoch"])
+            results = report(run, mode, config["max_epoch"], final=task == left[-1])
         return results
 
 
@@ -200,12 +200,18 @@ def table_of(summary: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
     return rows, [summary["protocol"], *summary["settings"]]
 
 
-def report(run: Run, mode: str, max_epoch: int, trained: bool = True) -> dict[str, Any]:
-    """Log the table of all finished folds, write it into results.json and results.md, return the summary.
+def report(run: Run, mode: str, max_epoch: int, final: bool, trained: bool = True) -> dict[str, Any]:
+    """Show the table of all finished folds, write it into results.json and results.md, return the summary.
 
-    The last argument is False if no fold was trained since there may have been a table.
+    Args:
+        run: the open folder of all folds.
+        mode: of a fold.
+        max_epoch: last epoch of a finished fold.
+        final: whether no fold is left to train.
+        trained: False if no fold was trained since there may have been a table.
     """
     summary = summarise(run.folder, mode, max_epoch)
     rows, headers = table_of(summary)
-    logger.info("%s\n%s\n%s", run.mode, format_table(rows, headers), NOTE)
+    run.one_of_many = not final
+    run.show(run.mode, f"{format_table(rows, headers)}\n{NOTE}")
     return run.finish(summary, f"{markdown_table(rows, headers)}\n\n{NOTE}", trained)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.transforms import AUGMENTATIONS, random_subset
-from tools.evaluation.classification import check_labels, fps_points, sample_farthest
+from tools.evaluation.classification import check_channels, check_labels, fps_points, sample_farthest
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import overall_accuracy
 from tools.training import sanity
@@ -55,6 +55,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         run.note_data(train=train.dataset, test=test.dataset)
         model = build_network(config["model"], "num_classes", mode).to(device)
         check_labels(model, train, test)
+        check_channels(train, test)
         sanity.warn(config, model, train=train.dataset, test=test.dataset)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))

@@ -1,6 +1,5 @@
 """Part segmentation: `--finetune_model` and `--scratch_model` train a segmenter, `--test` tests one."""
 
-import logging
 from argparse import Namespace
 from typing import Any
 
@@ -25,8 +24,6 @@ from tools.training.trainer import Trainer
 from utils.checkpoint import load_weights
 from utils.device import choose_device
 from utils.seed import seed_everything
-
-logger = logging.getLogger(__name__)
 
 MODE = PART_SEGMENTATION
 REQUIRED = (*TO_TRAIN, "dataset.test")
@@ -93,7 +90,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         if args.dry_run:
             return results
         final, best = tested  # the order in which `Trainer.fit` tests
-        logger.info("%s\n%s", mode, score_table(test_split(config), {"best": best, "final": final}))
+        run.show(mode, score_table(test_split(config), {"best": best, "final": final}))
         return run.finish({**results, "best": best, "final": final})
 
 
@@ -117,7 +114,7 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         scores = measure(model, loader, device, run.folder / PICTURE)
         tested_on = test_split(config)
         run.note_data(test=loader.dataset)
-        logger.info("%s\n%s", MODE, score_table(run.tested(tested_on), {"%": scores}))
+        run.show(MODE, score_table(run.tested(tested_on), {"%": scores}))
         return run.finish({"protocol": tested_on, "checkpoint": str(args.ckpts), **scores})
 
 

@@ -1,12 +1,11 @@
 """`--test`: the accuracy of a trained classifier, with `--vote` also that of averaged predictions."""
 
-import logging
 from argparse import Namespace
 from typing import Any
 
 import numpy as np
 
-from tools.evaluation.classification import check_labels, farthest_clouds, sample_farthest, vote
+from tools.evaluation.classification import check_channels, check_labels, farthest_clouds, sample_farthest, vote
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import mean_class_accuracy, overall_accuracy
 from tools.training.builder import build_network, evaluation_loader, test_split
@@ -17,19 +16,16 @@ from utils.device import choose_device
 from utils.seed import seed_everything
 from utils.tables import format_table
 
-logger = logging.getLogger(__name__)
-
 MODE = TEST
 REQUIRED = ("model", "npoints", "dataset.test")
 
 
-def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str, Any]:
+def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """Test the classifier `args.ckpts`.
 
     Args:
         config: resolved config of cfgs/fine-tuning/.
         args: command line.
-        repeats: how often to repeat the vote.
 
     Returns:
         The protocol and the accuracies without and, if asked for, with voting, in percent.
@@ -40,6 +36,7 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
         loader = evaluation_loader(config, "test", args)
         model = build_network(config["model"], "num_classes", MODE).to(device)
         check_labels(model, loader)
+        check_channels(loader)
         run.note_weights(load_weights(model, args.ckpts, strict=True))
         npoints = config["npoints"]
         logits, labels = evaluate(model, loader, device, lambda points: sample_farthest(points, npoints))
@@ -51,17 +48,17 @@ def run(config: dict[str, Any], args: Namespace, repeats: int = 49) -> dict[str,
         }
         rows = [["overall accuracy", results["accuracy"]], ["mean class accuracy", results["mean_class_accuracy"]]]
         if args.vote:
-            accuracies = vote(model, farthest_clouds(loader, npoints, device), npoints, args.seed, device, repeats)
+            accuracies = vote(model, farthest_clouds(loader, npoints, device), npoints, args.seed, device, args.votes)
             results["vote"] = {
-                "repeats": repeats,
+                "repeats": args.votes,
                 "mean_accuracy": float(np.mean(accuracies)),
                 "std_accuracy": float(np.std(accuracies)),
                 "best_accuracy": max(accuracies),
             }
             rows += [
-                [f"vote: mean of {repeats} repeats", results["vote"]["mean_accuracy"]],
+                [f"vote: mean of {args.votes} repeats", results["vote"]["mean_accuracy"]],
                 ["vote: standard deviation", results["vote"]["std_accuracy"]],
                 ["vote: best of them (chosen on the test split, as published)", results["vote"]["best_accuracy"]],
             ]
-        logger.info("%s\n%s", MODE, format_table(rows, [run.tested(results["protocol"]), "%"]))
+        run.show(MODE, format_table(rows, [run.tested(results["protocol"]), "%"]))
         return run.finish(results)

@@ -14,6 +14,7 @@ from tools.training.run import Run, open_run
 from utils.checkpoint import load_weights
 from utils.device import choose_device
 from utils.distributed import on_main
+from utils.files import make_folder
 from utils.seed import seed_everything
 from utils.tables import format_table
 
@@ -50,7 +51,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             **on_main(lambda: probe(features, config["svm"]["C"])),
         }
         title = run.tested(f"probes on {config['dataset']['svm_test']['NAME']}, test split")
-        logger.info("%s\n%s", MODE, format_table(probe_table(results), [title, "%"]))
+        run.show(MODE, format_table(probe_table(results), [title, "%"]))
         return run.finish(results)
 
 
@@ -69,7 +70,7 @@ def _features(config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader
         logger.info("features of this checkpoint are in %s: nothing is encoded", path)
         return on_main(lambda: load_features(path, origin))
     if path:
-        on_main(lambda: path.parent.mkdir(parents=True, exist_ok=True))
+        on_main(lambda: make_folder(path.parent))
     device = choose_device()
     features = Features(*svm_features(model.to(device), loaders, device))
     if path:

@@ -185,7 +185,9 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], previous: Path | No
             torch.save(state, file)
             file.flush()
             torch.load(file.name, map_location="cpu", weights_only=True, mmap=True)  # reads structure, not tensors
-        except RuntimeError as error:  # what PyTorch makes of a full disk
+        except RuntimeError as error:  # what PyTorch makes of a full disk; the error of the disk came before it
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
             raise OSError(f"cannot write {path}: {error}") from error
         except (pickle.PickleError, AttributeError, TypeError) as error:
             raise ValueError(f"{path} is not written: its content could not be read back: {error}") from error

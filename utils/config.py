@@ -134,7 +134,10 @@ def load_config(path: str | Path) -> EasyDict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no such config: {path}; the shipped ones are under {_REPOSITORY.name}/cfgs/")
+        beside = [*path.parent.glob("*.yaml"), *Path("cfgs").glob("*/*.yaml")]
+        nearest = difflib.get_close_matches(str(path), map(str, beside), n=1, cutoff=0.8)
+        hint = f"did you mean {nearest[0]}? " if nearest else ""
+        raise FileNotFoundError(f"no such config: {path}; {hint}The shipped ones are under {_REPOSITORY.name}/cfgs/")
     try:
         config = _merge(_DEFAULTS, _resolve_bases(_read_yaml(path), "", path, (path.resolve(),)))
     except RecursionError:

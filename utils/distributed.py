@@ -4,6 +4,7 @@ In a single process every function does the obvious thing, so that callers need 
 """
 
 import datetime
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .command import Reported, describe, report
 from .device import choose_device
 
 Value = TypeVar("Value")
@@ -30,6 +32,7 @@ def processes(launcher: str) -> Iterator[None]:
 
     Raises:
         ValueError: if torchrun did not start this process.
+        Reported: for a `ValueError` or an `OSError` of several processes, which one of those that have it tells.
     """
     if launcher == "none":
         yield
@@ -47,9 +50,22 @@ def processes(launcher: str) -> Iterator[None]:
         dist.init_process_group("nccl", timeout=TIMEOUT)
     try:
         yield
+    except (ValueError, OSError) as error:
+        if _told_first(describe(error)):
+            report(error)
+        raise Reported from error
     finally:
         if device.type != "cpu":  # Gloo of PyTorch 2.4 may never come back from it; the end of the process does as well
             dist.destroy_process_group()
+
+
+def _told_first(message: str) -> bool:
+    """Whether no other process has asked this with the same message."""
+    key = "error " + hashlib.sha256(message.encode()).hexdigest()
+    try:
+        return dist.distributed_c10d._get_default_store().add(key, 1) == 1
+    except RuntimeError:  # the process that keeps the count is gone
+        return True
 
 
 def world_size() -> int:

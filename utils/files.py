@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and folders that one process has to itself."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -8,6 +9,47 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
+
+_NO_ROOM = "make room, or put a symbolic link to a folder of another disk in its place"
+_NOT_WRITABLE = "this is not writable: change its permissions, or start where you may write"
+_IN_THE_WAY = "a file stands where a folder has to be: move it away"
+_WAYS_OUT = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _NO_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _NOT_WRITABLE),
+    errno.EFBIG: "the disk or `ulimit -f` limits the size of a file",
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), _IN_THE_WAY),
+}
+
+
+@contextmanager
+def writing(path: str | Path, *others: str | Path) -> Iterator[None]:
+    """Let an error of the disk name the file or folder that is written in the block, and the way out.
+
+    Args:
+        path: what is written.
+        *others: other names that an error may have for it.
+
+    Raises:
+        OSError: of the same number, for one that is about `path` or names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(path), *map(str, others)):
+            raise
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: str | Path, error: OSError) -> OSError:
+    """The error of a file or folder that cannot be written, with its path and the way out."""
+    way_out = f"; {_WAYS_OUT[error.errno]}" if error.errno in _WAYS_OUT else ""
+    return OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno or 0)}{way_out}")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing; OSError if that is not possible."""
+    with writing(path, *path.parents):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
@@ -27,13 +69,14 @@ def atomic_write(path: str | Path, previous: Path | None = None) -> Iterator[Bin
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            os.replace(path, previous)
-        os.replace(temporary, path)
+        with writing(path, temporary):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -56,16 +99,20 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: if another process has it; the message says which.
     """
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    path = folder / ".lock"
+    with writing(path):
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed below)
+    with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
             raise ValueError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}; wait for it or stop it, "
+                f"{folder} is in use by {file.read().decode().strip() or 'another process'}; wait for it or stop it, "
                 "or choose another --exp_name"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M:%S}\n"
+        with writing(path):
+            file.truncate(0)
+            file.write(holder.encode())
         yield

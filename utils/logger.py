@@ -1,19 +1,22 @@
 """Log lines on stderr and in the run's file, and progress of long loops."""
 
+import contextlib
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from .distributed import is_main
+from .files import unwritable, writing
 
 Item = TypeVar("Item")
 
 _HANDLER_PREFIX = "i2p_mae:"
+_TALKATIVE = ("matplotlib", "PIL")  # each font, each chunk of a picture
 _SECONDS_BETWEEN_LINES = 5.0
 _LINES_PER_LOOP = 10
 
@@ -28,10 +31,40 @@ class _BesideProgressBars(logging.StreamHandler):
             super().emit(record)
 
 
+class _LogFile(logging.FileHandler):
+    """Writes to a file, as long as that is possible; says once that it is not."""
+
+    given_up = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self.given_up:
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        self.given_up = True
+        logger.warning("%s; the run goes on without its log", unwritable(self.baseFilename, error).strerror)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what could not be written is tried once more
+            super().close()
+
+
+def _informs() -> bool:
+    """Whether this process is the one that informs."""
+    from .distributed import is_main  # not at the top: PyTorch takes seconds to import, and not every command needs it
+
+    return is_main()
+
+
 def setup_logger(log_file: Path | None) -> None:
     """Send the root logger's messages to stderr (INFO and above) and to a file (everything).
 
-    Of several processes only the main one informs; the others warn.
+    Of several processes only the main one informs; the others warn. Warnings of Python are lines of the log, those of
+    the main process alone.
 
     A second call replaces the handlers of the first and leaves other people's alone.
 
@@ -42,23 +75,32 @@ def setup_logger(log_file: Path | None) -> None:
         OSError: if the file cannot be opened; the handlers of an earlier call then stay.
     """
     console = _BesideProgressBars(sys.stderr)
-    console.setLevel(logging.INFO if is_main() else logging.WARNING)
+    console.setLevel(logging.INFO if _informs() else logging.WARNING)
     console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
     handlers: list[logging.Handler] = [console]
     if log_file is not None:
-        to_file = logging.FileHandler(log_file, encoding="utf-8")
+        with writing(log_file, log_file.absolute()):
+            to_file = _LogFile(log_file, encoding="utf-8")
         to_file.setLevel(logging.DEBUG)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         handlers.append(to_file)
 
     root = logging.getLogger()
     root.setLevel(logging.DEBUG)
+    warnings.showwarning = _log_warning
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     for old in [handler for handler in root.handlers if (handler.name or "").startswith(_HANDLER_PREFIX)]:
         root.removeHandler(old)
         old.close()
     for handler in handlers:
         handler.name = _HANDLER_PREFIX + type(handler).__name__
         root.addHandler(handler)
+
+
+def _log_warning(message: Warning | str, *place: object, **more: object) -> None:
+    """Stand in for `warnings.showwarning`, which writes where in the source it was, and the source."""
+    logger.log(logging.WARNING if _informs() else logging.INFO, "%s", " ".join(str(message).split()))
 
 
 def progress(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -74,7 +116,7 @@ def progress(iterable: Iterable[Item], description: str, total: int | None = Non
     """
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
-    if not is_main():
+    if not _informs():
         return iter(iterable)
     if sys.stderr.isatty():
         return iter(tqdm(iterable, description, total, leave=False, dynamic_ncols=True, file=sys.stderr))
@@ -82,14 +124,17 @@ def progress(iterable: Iterable[Item], description: str, total: int | None = Non
 
 
 def _logged(iterable: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
-    """Log about every tenth of the loop, but no two lines within `_SECONDS_BETWEEN_LINES`."""
+    """Log about every tenth of the loop, earlier ones where that is long, no two within `_SECONDS_BETWEEN_LINES`."""
     start = last = time.monotonic()
     tenths_shown = 0
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
         tenths = _LINES_PER_LOOP * done // total if total else tenths_shown + 1
-        if tenths > tenths_shown and now - last >= _SECONDS_BETWEEN_LINES:
+        seconds = now - start
+        due = tenths > tenths_shown or seconds >= 2 * (last - start)
+        if due and now - last >= _SECONDS_BETWEEN_LINES:
             count = f"{done}/{total} ({100 * done // total} %)" if total else f"{done}"
-            logger.info("%s: %s, %.0f s, %.2f/s", description, count, now - start, done / (now - start))
+            left = f", about {seconds / done * (total - done):.0f} s left" if total else ""
+            logger.info("%s: %s, %.0f s, %.2f/s%s", description, count, seconds, done / seconds, left)
             tenths_shown, last = tenths, now

@@ -3,8 +3,11 @@
 import argparse
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
+
+from .command import MAX_SEED, Parser, add_seeds, integer_from
+
+VOTES = 49  # repetitions of which the published figure is the best
 
 _EXAMPLES = """\
 one example per mode:
@@ -28,19 +31,6 @@ one example per mode:
 """
 
 
-def _integer_from(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """Make an argparse type: an integer in [lowest, highest]."""
-
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < lowest or (highest is not None and value > highest):
-            allowed = f"at least {lowest}" if highest is None else f"between {lowest} and {highest}"
-            raise argparse.ArgumentTypeError(f"{value} must be {allowed}")
-        return value
-
-    return integer
-
-
 def _folder_name(text: str) -> str:
     """Argparse type: one plain folder name that stays inside the config's folder of runs."""
     if not re.fullmatch(r"\w[\w.+=-]*", text) or text == "TFBoard":
@@ -52,6 +42,8 @@ def _folder_name(text: str) -> str:
 
 def _existing_file(text: str) -> Path:
     """Argparse type: the path of a file that is there."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; name a file (is a variable of the shell not set?)")
     if Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it, such as ckpt-best.pth")
     if not Path(text).is_file():
@@ -59,17 +51,13 @@ def _existing_file(text: str) -> Path:
     return Path(text)
 
 
-_SEED = _integer_from(0, 2**32 - 1)
-
-
-def _build_parser() -> argparse.ArgumentParser:
+def _build_parser() -> Parser:
     """Declare every flag."""
-    parser = argparse.ArgumentParser(
-        prog="main.py",
+    parser = Parser(
+        prog="python main.py",
         description="Pre-train, evaluate and fine-tune I2P-MAE and Point-M2AE. Without a mode flag: pre-train.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see cfgs/")
     parser.add_argument(
@@ -97,7 +85,7 @@ def _build_parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     training.add_argument(
         "--val_freq",
-        type=_integer_from(1),
+        type=integer_from(1),
         default=1,
         metavar="N",
         help="evaluate each N-th epoch (default: %(default)s)",
@@ -109,22 +97,20 @@ def _build_parser() -> argparse.ArgumentParser:
         help="what chooses ckpt-best of a classifier: the test split, as published (default), or a tenth of the "
         "training split that is held out",
     )
-    training.add_argument(
-        "--seeds", type=_SEED, nargs="+", metavar="S", help="repeat the run with each seed; prints mean ± std"
-    )
+    add_seeds(training, None, "repeat the run with each seed; prints mean ± std")
     training.add_argument(
         "--dry_run", action="store_true", help="measure a few steps, print the expected time and memory, and stop"
     )
 
     training.add_argument(
         "--save_every_steps",
-        type=_integer_from(1),
+        type=integer_from(1),
         metavar="N",
         help="also save ckpt-last each N-th update within an epoch",
     )
     training.add_argument(
         "--skip_nonfinite",
-        type=_integer_from(0),
+        type=integer_from(0),
         default=0,
         metavar="N",
         help="leave out up to N updates of an epoch whose loss or gradient is not finite (default: stop at the first)",
@@ -133,7 +119,7 @@ def _build_parser() -> argparse.ArgumentParser:
     few_shot = parser.add_argument_group("few-shot (what is not given: all)")
     few_shot.add_argument("--way", type=int, choices=[5, 10], help="classes")
     few_shot.add_argument("--shot", type=int, choices=[10, 20], help="training clouds per class")
-    few_shot.add_argument("--fold", type=_integer_from(0, 9), metavar="0…9", help="which of the ten draws")
+    few_shot.add_argument("--fold", type=integer_from(0, 9), metavar="0…9", help="which of the ten draws")
 
     speed = parser.add_argument_group("speed")
     speed.add_argument(
@@ -148,7 +134,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     speed.add_argument(
         "--num_workers",
-        type=_integer_from(0),
+        type=integer_from(0),
         default=min(4, os.cpu_count() or 1),
         metavar="N",
         help="processes that load data; 0: load in the main process (default: 4, or the number of CPU cores if fewer)",
@@ -168,10 +154,18 @@ def _build_parser() -> argparse.ArgumentParser:
     other = parser.add_argument_group("other")
     other.add_argument("--vote", action="store_true", help="with --test: average over random subsets of each cloud")
     other.add_argument(
+        "--votes",
+        type=integer_from(1),
+        metavar="N",
+        help=f"with --vote: how often to repeat the vote of ten passes (default: {VOTES}, as published)",
+    )
+    other.add_argument(
         "--save_features", type=Path, metavar="FILE", help="with --test_svm: keep the features (.npz); reused if there"
     )
     other.add_argument("--env", action="store_true", help="print versions, devices, kernels, data and weights found")
-    other.add_argument("--seed", type=_SEED, default=0, help="seed of every random draw (default: %(default)s)")
+    other.add_argument(
+        "--seed", type=integer_from(0, MAX_SEED), default=0, help="seed of every random draw (default: %(default)s)"
+    )
     other.add_argument("--deterministic", action="store_true", help="bitwise repeatable, slower on a GPU")
     return parser
 
@@ -210,8 +204,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--ckpts gives the encoder to fine-tune and --start_ckpts the whole classifier: drop one")
     if args.vote and not args.test:
         parser.error("--vote is a way to test: add --test")
+    if args.votes and not args.vote:
+        parser.error("--votes says how often to repeat --vote: add it")
     if args.save_features and not args.test_svm:
         parser.error("--save_features keeps the features of --test_svm: add it")
+    if args.save_features and args.save_features.is_dir():
+        parser.error(f"--save_features {args.save_features} is a folder; name a file in it, such as features.npz")
     if args.seeds and (evaluates or args.profile):
         parser.error("--seeds repeats a training run; an evaluation takes one --seed")
     if args.seeds and "seed" in args.given:
@@ -222,4 +220,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--select_on val chooses a checkpoint in training: drop it")
     if args.sync_bn and args.launcher == "none":
         parser.error("--sync_bn is for several processes: start with torchrun and --launcher pytorch")
+    if args.vote and args.votes is None:
+        args.votes = VOTES
     return args

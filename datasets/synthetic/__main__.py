@@ -4,6 +4,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from utils.command import Parser, run_command
+
 from .catalogue import CATALOGUE, SCAN_CLASSES
 from .layouts import (
     FOLDS,
@@ -20,7 +22,7 @@ LAYOUTS = ("shapenet", "modelnet_svm", "modelnet", "scanobjectnn", "fewshot", "s
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m datasets.synthetic",
         description="Write generated shapes in the published layouts of the data sets, for tests and demos. "
         "A folder that holds anything else is never touched; one that is up to date is left as it is.",
@@ -79,7 +81,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+    raise SystemExit(run_command(main))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from utils.files import make_folder, writing
+
 logger = logging.getLogger(__name__)
 
 MARKER = "SYNTHETIC.json"
@@ -32,12 +34,12 @@ def publish(folder: Path, request: dict[str, Any], write: Callable[[Path], None]
     if _holds(folder, request):
         logger.info("%s is up to date", folder)
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    make_folder(partial)
     try:
-        write(partial)
-        (partial / MARKER).write_text(json.dumps(request, indent=1) + "\n")
+        with writing(folder):
+            write(partial)
+            (partial / MARKER).write_text(json.dumps(request, indent=1) + "\n")
         _replace(folder, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

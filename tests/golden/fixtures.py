@@ -1,8 +1,8 @@
 """Deterministic weights and inputs behind the golden numbers in this folder.
 
 A golden file was made by filling the official model with `fill_parameters`, feeding it
-`clouds(...)` and writing down what came out. Do the same with ours and compare.
-Copy what the tests need into tests/golden/: the project must not read outside itself.
+`clouds(...)` and writing down what came out. The tests do the same with the models of this
+repository and compare.
 """
 
 import zlib

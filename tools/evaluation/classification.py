@@ -1,5 +1,7 @@
 """How classifiers are evaluated: the points they see of a cloud, and votes over several draws of them."""
 
+from itertools import islice
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,6 +25,17 @@ def check_labels(model: nn.Module, *loaders: DataLoader) -> None:
             raise ValueError(
                 f"{name_of(dataset)} has label {dataset.labels.max()}, but the model has {model.num_classes} "
                 "classes (labels start at 0); set model.num_classes (model.cls_dim of a PointTransformer)"
+            )
+
+
+def check_channels(*loaders: DataLoader) -> None:
+    """Refuse clouds with more than coordinates, which the models do not take."""
+    for dataset in (loader.dataset for loader in loaders):
+        channels = dataset[0][0].shape[1]
+        if channels != 3:
+            raise ValueError(
+                f"{name_of(dataset)} gives {channels} channels a point and the models take 3, the coordinates: set "
+                "USE_NORMALS: false for the data set"
             )
 
 
@@ -95,8 +108,12 @@ def vote(
     def prepare(points: Tensor) -> Tensor:
         return scale_and_translate(random_subset(points, npoints, generator, shared=True), generator)
 
+    passes = iter(progress(range(repeats * votes), f"passes of {repeats} votes"))
+
     def accuracy() -> float:
-        ballots = [evaluate(model, loader, device, prepare, None) for _ in range(votes)]
+        ballots = [evaluate(model, loader, device, prepare, None) for _ in islice(passes, votes)]
         return overall_accuracy(torch.stack([logits for logits, _ in ballots]).mean(dim=0), ballots[0][1])
 
-    return [accuracy() for _ in progress(range(repeats), "votes")]
+    accuracies = [accuracy() for _ in range(repeats)]
+    next(passes, None)  # lets the bar end
+    return accuracies

@@ -1,6 +1,8 @@
 """From the config to objects: loaders, models, optimizer, schedule. Nothing below this file sees a config."""
 
 import inspect
+import logging
+import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,14 +23,20 @@ from models import build_model, check_model_config
 from models.masked_autoencoder import MaskedAutoencoder
 from models.transformer import BlockStack
 from utils.device import choose_device
-from utils.distributed import rank, world_size
+from utils.distributed import is_main, rank, world_size
 
+logger = logging.getLogger(__name__)
+
+OTHER_CONFIG = "choose another config of cfgs/ or another mode (--help)"
+WORKERS_PER_CORE = 4  # more than one: on a slow disk they wait
 EVALUATION_BATCH_SIZE = 64  # no result depends on it, but the draws of a vote do
 COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
 MINIMUM_LR = 1e-6  # where the warm-up starts and the cosine ends
 
 
-def check_config(config: dict[str, Any], source: Path, mode: str, required: Sequence[str]) -> None:
+def check_config(
+    config: dict[str, Any], source: Path, mode: str, required: Sequence[str], way_out: str = OTHER_CONFIG
+) -> None:
     """Check that a config has what a mode needs, and that its models and data sets are ones we know.
 
     Args:
@@ -36,6 +44,7 @@ def check_config(config: dict[str, Any], source: Path, mode: str, required: Sequ
         source: the file it came from, for messages.
         mode: what is about to run, for messages.
         required: paths of the keys that this mode reads, such as "dataset.train".
+        way_out: what to do where one is missing, for messages.
 
     Raises:
         ValueError: if a key is missing, unknown, or names nothing we know.
@@ -45,12 +54,21 @@ def check_config(config: dict[str, Any], source: Path, mode: str, required: Sequ
         for key in path.split("."):
             node = node.get(key) if isinstance(node, dict) else None
         if node is None:
-            raise ValueError(
-                f"{source} has no '{path}', which {mode} needs; choose another config of cfgs/ or another mode (--help)"
-            )
+            raise ValueError(f"{source} has no '{path}', which {mode} needs; {way_out}")
     check_model_config(config["model"])
     for name, entry in config["dataset"].items():
         check_dataset_config(entry, f"dataset.{name}")
+
+
+def limit_workers(args: Namespace) -> None:
+    """Lower `--num_workers` to what the machine can use."""
+    most = WORKERS_PER_CORE * (os.cpu_count() or 1)
+    if args.num_workers > most:
+        if is_main():
+            logger.info(
+                "--num_workers %d is lowered to %d, %d for a CPU core", args.num_workers, most, WORKERS_PER_CORE
+            )
+        args.num_workers = most
 
 
 def build_network(config: dict[str, Any], trait: str, mode: str) -> nn.Module:
@@ -218,7 +236,7 @@ def parallel(model: nn.Module, args: Namespace) -> nn.Module:
     """
     if args.sync_bn and world_size() > 1:
         if next(model.parameters()).device.type == "cpu":
-            raise ValueError("--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for the CPU; drop it")
+            raise ValueError("--sync_bn needs GPUs: PyTorch has no synchronised BatchNorm for the CPU; drop --sync_bn")
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:
         torch._dynamo.config.cache_size_limit = COMPILED_VARIANTS  # beyond it PyTorch stops compiling

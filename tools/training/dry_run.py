@@ -1,6 +1,5 @@
 """`--dry_run`: what a training run would take, from a few steps of it."""
 
-import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -10,17 +9,17 @@ from typing import Any
 from datasets.resident import ResidentLoader
 from tools.training.builder import TrainingLoader
 from tools.training.engine import EpochState
+from tools.training.run import Run
 from tools.training.state import TrainingState
 from utils.device import peak_memory
 from utils.tables import format_table
-
-logger = logging.getLogger(__name__)
 
 UPDATES = 8
 WARM_UP_UPDATES = 2  # slower than the rest
 
 
 def measure_dry(
+    run: Run,
     config: dict[str, Any],
     state: TrainingState,
     loader: TrainingLoader | ResidentLoader,
@@ -28,9 +27,10 @@ def measure_dry(
     evaluate: Callable[[], object],
     interval: int,
 ) -> dict[str, float]:
-    """Time some updates and an evaluation; log, and return, what a whole run would take.
+    """Time some updates and an evaluation; show, and return, what a whole run would take.
 
     Args:
+        run: its open folder, which vanishes.
         config: resolved config of the run.
         state: where it stands: at its beginning.
         loader: its training batches.
@@ -59,6 +59,6 @@ def measure_dry(
         "peak memory, GB": peak_memory(state.device) / 1e9,
         "waiting for data, %": waited,
     }
-    title = f"expected on {state.device}, from {len(updates)} updates"
-    logger.info("dry run\n%s", format_table([[name, value] for name, value in expected.items()], [title, ""]))
+    title = f"expected of {run.mode} on {state.device}, from {len(updates)} updates"
+    run.show("dry run", format_table([[name, value] for name, value in expected.items()], [title, ""]))
     return expected

@@ -1,6 +1,10 @@
-"""Names of the modes of main.py, under which results.json keeps what each one found."""
+"""Names of the modes of main.py, under which results.json keeps what each one found, and the folders beside main.py."""
 
 from argparse import Namespace
+from pathlib import Path
+
+EXPERIMENTS, CHECKPOINTS = Path("experiments"), Path("ckpts")
+DATA = Path("data")  # where the shipped configs look
 
 PRE_TRAINING = "pre-training"
 FINE_TUNING = "fine-tuning"

@@ -1,6 +1,5 @@
 """`--seeds`: a training run once per seed, and the mean over them."""
 
-import logging
 from argparse import Namespace
 from types import ModuleType
 from typing import Any
@@ -12,8 +11,6 @@ from tools.training.run import Run, open_run, read_results
 from utils.distributed import restarted
 from utils.logger import setup_logger
 from utils.tables import format_table
-
-logger = logging.getLogger(__name__)
 
 FIGURES = ("best_accuracy", "final_accuracy")
 
@@ -34,10 +31,8 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
         deviation and best; of a dry run, what one run expects.
 
     Raises:
-        ValueError: if a seed is given twice, the mode has no single accuracy, or a seed to resume began otherwise.
+        ValueError: if the mode has no single accuracy, or a seed to resume began otherwise.
     """
-    if len(set(args.seeds)) < len(args.seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))} repeats a seed; give each once")
     if not hasattr(runner, "mode_of"):
         raise ValueError(f"{runner.MODE} is not repeated by --seeds; run it once per --seed, with an --exp_name each")
     if args.dry_run:  # one seed stands for all
@@ -63,5 +58,5 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
             mean, std = float(np.mean(values)), float(np.std(values))
             results[figure] = {"values": values, "mean": mean, "std": std, "best": max(values)}
         rows = [[name, *(results[name][key] for key in ("mean", "std", "best"))] for name in FIGURES]
-        logger.info("%s\n%s", summary.mode, format_table(rows, [results["protocol"], "mean", "std", "best seed"]))
+        summary.show(summary.mode, format_table(rows, [results["protocol"], "mean", "std", "best seed"]))
         return summary.finish(results, trained=trained)

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from tools.training.engine import EpochState
+from tools.training.run import Run
 from tools.training.state import TrainingState
 from utils.tables import format_table
 
@@ -45,10 +46,10 @@ def results_of(state: TrainingState, protocol: str, seconds: float) -> dict[str,
     }
 
 
-def log_results(mode: str, results: dict[str, Any]) -> None:
-    """Log the best and the final accuracy."""
+def show_results(run: Run, results: dict[str, Any]) -> None:
+    """Print the best and the final accuracy, which the command was asked for."""
     rows = [
         [f"best (epoch {results['best_epoch']}, chosen on {results['best_chosen_on']})", results["best_accuracy"]],
         [f"final (epoch {results['final_epoch']})", results["final_accuracy"]],
     ]
-    logger.info("%s\n%s", mode, format_table(rows, [results["protocol"], "%"]))
+    run.show(run.mode, format_table(rows, [results["protocol"], "%"]))

@@ -6,7 +6,7 @@ import logging
 import platform
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,18 +17,18 @@ from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
 
 from datasets import fingerprint
+from tools.training.modes import EXPERIMENTS
 from tools.training.record import changed_parts, continue_as, record_of, same_data, unsaid
 from utils.checkpoint import LoadReport, read_checkpoint, remove_unfinished
 from utils.config import save_config
 from utils.device import choose_device, device_name
 from utils.distributed import is_main, on_main, restarted, world_size
-from utils.files import atomic_write, locked
+from utils.files import atomic_write, locked, make_folder, writing
 from utils.logger import setup_logger
 from utils.tables import markdown_table
 
 logger = logging.getLogger(__name__)
 
-EXPERIMENTS = Path("experiments")
 PACKAGES = ("torch", "timm", "open_clip_torch", "numpy", "scikit-learn")
 
 
@@ -49,10 +49,12 @@ class Run:
         begun: the checkpoint that a resumed run continues from, and its content.
         recorded: what that says the run is; {} of a run that begins.
         finished: results of a resumed run that has nothing left to do, {} of any other.
+        one_of_many: whether the command was asked for what several runs come to, not for what this one does.
     """
 
     def __init__(self, folder: Path, mode: str, about: dict[str, Any], log: Path | None = None) -> None:
         self.folder, self.mode, self.about, self.log = folder, mode, about, log
+        self.one_of_many = False
         self.config_file = folder / "config.yaml"
         self.last_checkpoint = folder / "ckpt-last.pth"
         self.previous_checkpoint = folder / "ckpt-previous.pth"
@@ -61,6 +63,7 @@ class Run:
         self.begun: tuple[Path, dict[str, Any]] | None = None
         self.recorded: dict[str, Any] = {}
         self.finished: dict[str, Any] = {}
+        self._curves: Path | None = None
         self._writer: SummaryWriter | None = None
 
     @property
@@ -112,7 +115,10 @@ class Run:
 
     def draw_in(self, folder: Path) -> None:
         """Begin TensorBoard curves in a folder."""
-        self._writer = SummaryWriter(str(folder)) if is_main() else None
+        self._curves = folder
+        if is_main():
+            with writing(folder):
+                self._writer = SummaryWriter(str(folder))
 
     def close(self) -> None:
         """Finish the curves."""
@@ -136,9 +142,20 @@ class Run:
     def draw(self, values: Mapping[str, float], epoch: int) -> None:
         """Add a point to each TensorBoard curve."""
         if self._writer:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, epoch)
-            self._writer.flush()
+            with writing(self._curves):
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, epoch)
+                self._writer.flush()
+
+    def show(self, title: str, table: str) -> None:
+        """Print what the command was asked for on stdout, and log it; of one of many runs, log it only."""
+        if self.one_of_many:
+            logger.info("%s\n%s", title, table)
+            return
+        logger.debug("%s\n%s", title, table)
+        if is_main():
+            with suppress(OSError):  # the results are still to be written; the end of the command says it again
+                print(f"{title}\n{table}", flush=True)
 
     def finish(self, results: dict[str, Any], markdown: str = "", trained: bool = True) -> dict[str, Any]:
         """Write the results of this mode into results.json and results.md beside those of other modes, return them.
@@ -205,9 +222,11 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
     run = Run(folder, mode, {})
     if training and restarted():  # whatever the command line says: continue what is there
         args.resume = bool(run.resumable)
+    curves = parent / "TFBoard" / name if training else None
+    made = [path for place in (folder, curves or folder) for path in (place, *place.parents) if not path.exists()]
     on_main(lambda: _check_folder(run, training, args.resume))
     log = folder / f"{datetime.now():%Y%m%d_%H%M%S}.log" if is_main() else None
-    with locked(folder) if training and is_main() else nullcontext():
+    with locked(folder) if training and is_main() else nullcontext(), _without_trace_if_failed(made, log):
         if training and is_main():
             remove_unfinished(folder)
         setup_logger(log)
@@ -216,14 +235,35 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
         logger.info("%s in %s", mode, folder)
         logger.debug("arguments: %s", vars(args))
         run = Run(folder, mode, describe(config, args), log)
+        run.one_of_many = bool(part or (training and args.seeds))
         if training and args.resume:
             run.resume(config, args)
         if training and not run.finished:
-            run.draw_in(parent / "TFBoard" / name)
+            run.draw_in(curves)
         try:
             yield run
         finally:
             run.close()
+
+
+@contextmanager
+def _without_trace_if_failed(made: list[Path], log: Path | None) -> Iterator[None]:
+    """Remove what a start has made, if it fails before it makes anything of value.
+
+    Args:
+        made: folders that were not there before.
+        log: the log file; None in a process that does not write.
+    """
+    try:
+        yield
+    except (ValueError, OSError):
+        for folder in sorted(set(made), key=lambda path: len(path.parts), reverse=True) if log else []:
+            worthless = {log, folder / ".lock", folder / "config.yaml", *folder.glob("events*")}
+            if folder.is_dir() and worthless.issuperset(files := list(folder.iterdir())):
+                for file in files:
+                    file.unlink()
+                folder.rmdir()
+        raise
 
 
 def _check_folder(run: Run, training: bool, resume: bool) -> None:
@@ -236,7 +276,7 @@ def _check_folder(run: Run, training: bool, resume: bool) -> None:
         )
     if training and resume and not found:
         raise FileNotFoundError(f"nothing to resume: {run.last_checkpoint} does not exist; start without --resume")
-    run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder)
 
 
 def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from datasets.resident import ResidentLoader
 from tools.training.builder import TrainingLoader, unwrapped
 from tools.training.dry_run import measure_dry
 from tools.training.engine import Batch, EpochState, NonFinite, train_one_epoch
-from tools.training.report import log_epoch, log_evaluation, log_results, results_of
+from tools.training.report import log_epoch, log_evaluation, results_of, show_results
 from tools.training.run import Run
 from tools.training.state import TrainingState, keep_nonfinite, resume, save
 from utils.checkpoint import load_weights
@@ -81,7 +81,7 @@ class Trainer:
         max_epoch, state = self.config["max_epoch"], self.state
         interval = evaluation_interval(self.config, self.args)
         if self.args.dry_run:
-            return measure_dry(self.config, state, self.loader, self._train_batches, self.evaluate, interval)
+            return measure_dry(self.run, self.config, state, self.loader, self._train_batches, self.evaluate, interval)
         if self.args.resume:
             resume(state, self.run)
         elif self.args.start_ckpts:
@@ -173,7 +173,7 @@ class Trainer:
                 "protocol": self.test_protocol,
                 **measure_unseen(self.state, self.run, self.protocol, self.test),
             }
-        log_results(self.run.mode, results)
+        show_results(self.run, results)
         return results
 
 

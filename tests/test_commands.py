@@ -1,0 +1,300 @@
+"""How commands begin and end: quickly where nothing is computed, in one line where something is wrong."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import main
+from tests.playground import CONFIGS, make_playground, refuse, run, write_config
+from tools import runner_next_steps
+from utils.command import run_command
+from utils.files import atomic_write, make_folder, unwritable
+
+ROOT = Path(__file__).parents[1]
+
+BEGIN = """
+import runpy, sys
+
+sys.path.insert(0, {root!r})
+sys.argv = {argv!r}
+try:
+    runpy.{how}(sys.argv[0], run_name="__main__")
+finally:
+    print("PyTorch is imported:", "torch" in sys.modules)
+"""
+
+
+def command(*argv: str) -> list[str]:
+    """A command that says at its end whether it has imported PyTorch."""
+    how = "run_path" if argv[0].endswith(".py") else "run_module"
+    argv = (str(ROOT / argv[0]), *argv[1:]) if how == "run_path" else argv
+    return [sys.executable, "-c", BEGIN.format(root=str(ROOT), argv=list(argv), how=how)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (("main.py", "--help"), 0),
+        (("main.py", "--finetune_modle"), 2),
+        (("main.py", "--config", "cfgs/nothing.yaml"), 1),
+        (("main.py",), 2),
+        (("tools.demo", "--help"), 0),
+        (("tools.demo", "--seed", "1"), 2),
+        (("tools.ablation", "--help"), 0),
+        (("tools.reproduce", "--help"), 0),
+        (("tools.reproduce", "--only"), 2),
+    ],
+)
+def test_what_computes_nothing_imports_no_pytorch(tmp_path, argv, code):
+    done = subprocess.run(command(*argv), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "PyTorch is imported: False"
+    assert len(done.stderr.splitlines()) == (code != 0 and len(argv) > 1)
+
+
+@pytest.mark.parametrize("name", ["synthetic", "pack", "few_shot_splits"])
+def test_commands_of_data_sets_tell_a_wrong_flag_in_one_line(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"datasets.{name}", "--zzz"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    expected = f"error: unknown flag --zzz; python -m datasets.{name} --help lists the flags"
+    assert done.stderr.splitlines() == [expected]
+
+
+# ---- how they end ----
+
+UNREAD = """
+import sys, time
+
+sys.path.insert(0, {root!r})
+from utils.command import run_command
+
+def speak():
+    sys.stdin.read()  # until nobody reads
+    print("a line" * {times})
+
+sys.exit(run_command(speak))
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("times", [1, 100_000])
+def test_a_command_that_nobody_reads_ends_silently(unbuffered, times):
+    process = subprocess.Popen(
+        [sys.executable, "-c", UNREAD.format(root=str(ROOT), times=times)],
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_output_that_cannot_be_written_is_an_error():
+    script = "import sys; from utils.command import run_command; sys.exit(run_command(lambda: print('a line')))"
+    with open("/dev/full", "w") as full:
+        environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.decode().startswith("error: cannot write the output: No space left on device")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_exit_codes(capsys):
+    def fail():
+        raise ValueError("why")
+
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: 75) == 75
+    assert run_command(fail) == 1
+    assert capsys.readouterr().err == "error: why\n"
+
+
+# ---- nothing asked for ----
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(*names):
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+@pytest.mark.parametrize(
+    ("there", "said", "unsaid"),
+    [
+        ([], ["data in data/: none", "make demo", "data/README.md", "datasets.synthetic --root data"], ["pre-train:"]),
+        (
+            ["data/README.md", "data/ShapeNet55-34/x", "data/ScanObjectNN/x"],
+            [
+                "data/: data/ScanObjectNN, data/ShapeNet55-34",
+                "cfgs/pre-training/i2p-mae.yaml --exp_name",
+                "ckpts/README",
+            ],
+            ["make demo", "--finetune_model"],
+        ),
+        (["data/ScanObjectNN/x"], ["ckpts/README.md"], ["pre-train:"]),
+        (
+            ["data/ScanObjectNN/x", "ckpts/modelnet40.pth", "ckpts/pre-train.pth"],
+            [
+                "ckpts/modelnet40.pth, ckpts/pre-train.pth",
+                "--finetune_model --exp_name finetune --ckpts ckpts/pre-train",
+            ],
+            ["make demo", "pre-train:"],
+        ),
+        (
+            ["data/a/x", *(f"experiments/demo/pre-train/{name}/ckpt-last.pth" for name in "abcde")],
+            [
+                "runs in experiments/: experiments/demo/pre-train/a, ",
+                "and 2 more",
+                "pre-train/a/ckpt-last.pth",
+                "--test",
+            ],
+            ["experiments/demo/pre-train/d"],
+        ),
+        (["ckpts/pre-train.pth"], ["data/README.md"], ["--finetune_model", "make demo"]),
+    ],
+)
+def test_without_a_command_line_it_says_what_can_be_done(empty, capsys, there, said, unsaid):
+    touch(*there)
+    assert main.main([]) == 2
+    text = capsys.readouterr().out
+    assert [part for part in said if part not in text] == []
+    assert [part for part in unsaid if part in text] == []
+    assert len(text.splitlines()) <= 7
+
+
+def test_what_is_offered_parses_and_its_configs_are_shipped(empty):
+    from utils.config import load_config
+    from utils.parser import parse_args
+
+    touch("w.pth")
+    for line in (runner_next_steps.PRE_TRAIN, runner_next_steps.FINE_TUNE, runner_next_steps.TEST):
+        args = parse_args(line.format("w.pth").split()[2:])
+        assert load_config(ROOT / args.config).model
+
+
+# ---- disks ----
+
+
+@pytest.fixture(scope="module")
+def playground(tmp_path_factory):
+    """A folder with the generated data sets and the small configs."""
+    return make_playground(tmp_path_factory.mktemp("playground"), CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (errno.ENOSPC, "No space left on device; make room, or put a symbolic link to a folder of another disk"),
+        (errno.EDQUOT, "make room"),
+        (errno.EACCES, "Permission denied; this is not writable: change its permissions"),
+        (errno.EROFS, "Read-only file system; this is not writable"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_an_error_of_the_disk_names_the_file_and_the_way_out(tmp_path, monkeypatch, number, way_out):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    path = tmp_path / "results.json"
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=f"cannot write {path}: .*{way_out}") as caught:
+        with atomic_write(path) as file:
+            file.write(b"x")
+    assert caught.value.errno == number
+    assert str(unwritable(path, caught.value)).endswith(caught.value.strerror.partition(": ")[2])
+
+
+def test_an_error_about_another_file_is_left_as_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        with atomic_write(tmp_path / "a"):
+            (tmp_path / "nothing").read_text()
+    assert caught.value.filename == str(tmp_path / "nothing")
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "a").touch()
+    for path in (tmp_path / "a", tmp_path / "a/b/c"):
+        with pytest.raises(OSError, match=r"cannot write .*/a.*; a file stands where a folder has to be: move it away"):
+            make_folder(path)
+
+
+TRAIN, TEST = ("--scratch_model",), ("--test", "--ckpts", "w.pth")
+
+
+@pytest.mark.parametrize("flags", [TRAIN, TEST], ids=["training", "test"])
+def test_an_experiments_folder_that_is_not_writable_is_told(here, capsys, monkeypatch, flags):
+    def refused(path, *_):  # as where the nearest folder that exists is not writable
+        number = errno.EACCES if Path(path).parent.exists() else errno.ENOENT
+        raise OSError(number, os.strerror(number), str(path))
+
+    touch("w.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", refused)  # root may write anywhere
+        line = refuse(capsys, "fine-tuning/modelnet", *flags, exp_name="unwritable")
+    assert "error: cannot write experiments/fine-tuning/modelnet/unwritable: Permission denied; this is not" in line
+
+
+@pytest.mark.parametrize("flags", [TRAIN, TEST], ids=["training", "test"])
+def test_a_disk_that_is_full_at_the_start_is_told(here, capsys, monkeypatch, flags):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    touch("w.pth")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        line = refuse(capsys, "fine-tuning/modelnet", *flags, exp_name="full")
+    assert "cannot write experiments/fine-tuning/modelnet/full/config.yaml: No space left on device; make room" in line
+
+
+# ---- what a start that failed leaves ----
+
+
+def test_a_start_that_fails_leaves_nothing(here, capsys):
+    data = {**CONFIGS["fine-tuning/modelnet"]["dataset"]["train"], "DATA_PATH": "data/nowhere"}
+    write_config(here, "missing/data", {**CONFIGS["fine-tuning/modelnet"], "dataset": {"train": data, "test": data}})
+    before = sorted(here.rglob("*"))
+    assert "data/nowhere does not exist" in refuse(capsys, "missing/data", *TRAIN)
+    touch("w.pth")
+    assert "data/nowhere does not exist" in refuse(capsys, "missing/data", *TEST)
+    Path("w.pth").unlink()
+    assert [path for path in here.rglob("*") if path not in before and "experiments/missing" in str(path)] == []
+
+
+def test_a_start_that_fails_leaves_what_was_there(here, capsys):
+    kept = Path("experiments/fine-tuning/modelnet/kept")
+    touch(kept / "notes.txt", "w.pth")
+    assert run("fine-tuning/modelnet", "--test", "--ckpts", "w.pth", "--exp_name", "kept") == 1
+    assert (kept / "notes.txt").exists()
+    (log,) = kept.glob("*.log")
+    assert "Traceback" in log.read_text()  # the log has what the terminal does not show
+
+
+def test_more_workers_than_the_machine_can_use_are_not_started(here, monkeypatch, caplog):
+    from argparse import Namespace
+
+    from tools.training.builder import limit_workers
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for given, used in ((100_000, 8), (9, 8), (8, 8), (0, 0)):
+        args = Namespace(num_workers=given)
+        with caplog.at_level("INFO"):
+            caplog.clear()
+            limit_workers(args)
+        assert args.num_workers == used
+        assert len(caplog.messages) == (given != used)
