@@ -52,7 +52,7 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_norms_of_every_model_have_the_released_settings(name):
     with torch.device("meta"):
-        model = build_model((I2P if name == "I2P_MAE" else {}) | {"NAME": name})
+        model = build_model({"I2P_MAE": I2P, "PointTransformer": {"cls_dim": 2}}.get(name, {}) | {"NAME": name})
     batch_norms = {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
     assert batch_norms == {(0.1, 1e-5)}
     assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm)} == {1e-5}

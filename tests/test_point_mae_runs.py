@@ -21,7 +21,7 @@ from tests.playground import (
     results_of_folder,
     run,
 )
-from tools import runner_few_shot, runner_test
+from tools import runner_few_shot
 from tools.evaluation.figures import draw_reconstructions
 from tools.training.builder import build_network
 from tools.training.modes import LINEAR_SVM
@@ -108,13 +108,12 @@ def test_features_are_probed(here, pretrained):
     assert 0 <= results["accuracy"] <= 100
 
 
-def test_a_classifier_starts_from_the_pretrained_encoder_and_is_tested_with_votes(here, pretrained, monkeypatch):
+def test_a_classifier_starts_from_the_pretrained_encoder_and_is_tested_with_votes(here, pretrained):
     assert run(TUNE, "--finetune_model", "--ckpts", pretrained, "--exp_name", "tuned") == 0
     folder = Path("experiments", TUNE, "tuned")
     assert kept_as_initialised(folder) == "cls_token (1), cls_pos (1), cls_head_finetune (16)"
     final = results_of(TUNE, "tuned")["fine-tuning"]["final_accuracy"]
-    monkeypatch.setattr(runner_test.run, "__defaults__", (2,))  # two votes instead of 49
-    assert run(TUNE, "--test", "--vote", "--ckpts", folder / "ckpt-last.pth", "--exp_name", "test") == 0
+    assert run(TUNE, "--test", "--vote", "--votes", 2, "--ckpts", folder / "ckpt-last.pth", "--exp_name", "test") == 0
     results = results_of(TUNE, "test")["test"]
     assert results["accuracy"] == pytest.approx(final)
     assert results["vote"]["repeats"] == 2
