@@ -109,6 +109,15 @@ def test_output_that_cannot_be_written_is_an_error():
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_wait_without_spinning_unless_told_otherwise(monkeypatch, given):
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    monkeypatch.setattr(os, "environ", environment | ({"OMP_WAIT_POLICY": given} if given else {}))
+    seen = []
+    run_command(lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
+    assert seen == [given or "passive"]
+
+
 def test_exit_codes(capsys):
     def fail():
         raise ValueError("why")

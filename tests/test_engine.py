@@ -505,6 +505,19 @@ def test_farthest_points_keep_their_other_channels():
         sample_farthest(points, 4)
 
 
+def test_progress_of_a_vote_counts_single_passes(monkeypatch):
+    done = []
+
+    def progress(passes, description):
+        for number in passes:
+            yield number
+            done.append((number, description))
+
+    monkeypatch.setattr("tools.evaluation.classification.progress", progress)
+    vote(Net(), batches([8]), 3, seed=1, device=CPU, repeats=3, votes=2)
+    assert done == [(number, "passes of 3 votes") for number in range(6)]
+
+
 def test_votes_are_repeatable_and_average_over_draws():
     torch.manual_seed(0)
     model = Net()

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import untrusted
-from datasets.untrusted import check_labels, check_points, load_pickle, read_h5, read_npy, safe_join
+from datasets.untrusted import (
+    check_labels,
+    check_points,
+    load_pickle,
+    read_h5,
+    read_npy,
+    require_file,
+    require_folder,
+    safe_join,
+)
 
 ARRAYS = [
     np.arange(12, dtype=np.float32).reshape(4, 3),
@@ -259,6 +268,15 @@ def test_check_labels_takes_whole_numbers_of_any_type(dtype):
     labels = check_labels(np.array([[0], [2]], dtype=dtype), "a.h5", 3)
     assert labels.dtype == np.int64
     assert labels.tolist() == [0, 2]
+
+
+def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_a_folder_are_called_so(tmp_path):
+    (tmp_path / "train.txt").mkdir()
+    with pytest.raises(ValueError, match=r"train\.txt is a folder where a file is expected \(config key DATA_PATH\)"):
+        require_file(tmp_path / "train.txt", "DATA_PATH")
+    (tmp_path / "data").touch()
+    with pytest.raises(ValueError, match=r"DATA_PATH is .*/data, which is a file; give the path of a folder"):
+        require_folder(tmp_path / "data", "DATA_PATH")
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [0, -1], [0, 1.5], [0, np.nan]])

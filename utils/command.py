@@ -75,6 +75,9 @@ def add_seeds(flags: Any, default: Sequence[int] | None, help: str) -> None:
 def run_command(command: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Call what a command does and return its exit code.
 
+    OpenMP's threads are told not to spin while they wait, before what the command does imports PyTorch: spinning takes
+    the cores from whatever else runs there, and a training step beside another may take several times as long.
+
     What a user can mend, a `ValueError` or an `OSError`, ends in one line on stderr and 1, Ctrl-C in 130. Where nobody
     reads the output any more, as after `| head`, the command ends silently with 141.
 
@@ -82,6 +85,7 @@ def run_command(command: Callable[[], int | None], interrupted: str = "interrupt
         command: its exit code is what it returns, 0 for None.
         interrupted: what is said after Ctrl-C.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         try:
             return command() or 0
