@@ -45,7 +45,7 @@ def drawn(args: argparse.Namespace, tree: Path) -> list[Mutant]:
     counts = shares(tree, args.mutants)
     mutants = []
     for room in args.rooms:
-        state = content_hash([tree / file for file in files_of(tree, room)])
+        state = content_hash([tree / "tests/mutation/mutants.py", *(tree / file for file in files_of(tree, room))])
         kept = args.cache / "drawn" / f"{room}-{counts[room]}-{args.seed}-{state}.json"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
