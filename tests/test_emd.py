@@ -353,3 +353,10 @@ def test_shapes_are_checked(x, y, message):
 def test_devices_are_checked():
     with pytest.raises(ValueError, match="on one device, got cpu and meta"):
         earth_mover_distance()(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3, device="meta"))
+
+
+def test_clouds_of_two_types_are_compared_in_the_more_precise_one():
+    x, y = pair(2, 9, 7)
+    expected = earth_mover_distance()(x.double(), y.double())
+    assert torch.equal(earth_mover_distance()(x, y.double()), expected)
+    assert torch.equal(earth_mover_distance()(x.double(), y), expected)
