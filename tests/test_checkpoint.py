@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from models.loading import CLASSIFIER_HEAD, SEGMENTER_HEAD, loading_rules
 from utils.checkpoint import LoadingRules, load_weights, read_checkpoint, save_checkpoint
-from utils.files import atomic_write
+from utils.files import atomic_write, locked
 
 
 class Encoder(nn.Module):
@@ -433,3 +434,9 @@ def test_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> 
         file.flush()
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
+
+
+def test_a_lock_says_who_has_it_now(tmp_path: Path) -> None:
+    for _ in range(2):
+        with locked(tmp_path):
+            assert re.fullmatch(rf"process {os.getpid()} on .+ since .+\n", (tmp_path / ".lock").read_text())

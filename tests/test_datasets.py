@@ -438,6 +438,7 @@ def test_modelnet_refuses_a_text_file_with_too_few_points(modelnet):
         ("shapenet", {"subset": "val"}, "subset is 'val'; choose one of train, test"),
         ("shapenet", {"seed": -1}, "seed is -1"),
         ("shapenet", {"PC_PATH": 5}, r"dataset\.PC_PATH is 5; expected str"),
+        ("modelnet", {"N_POINTS": 0}, "N_POINTS is 0"),
         ("modelnet", {"NUM_CATEGORY": 40}, "names 2 classes, but NUM_CATEGORY is 40"),
         ("modelnet", {"USE_NORMALS": "no"}, r"dataset\.USE_NORMALS is 'no'; expected bool"),
         ("modelnet_svm", {"num_points": 0}, "num_points is 0"),

@@ -466,3 +466,10 @@ def test_transposed_shapes_are_checked():
 def test_the_module_is_not_the_function_of_its_name():
     with pytest.raises(TypeError, match=r"earth_mover_distance\(\)\(xyz1, xyz2, transpose=False\)"):
         earth_mover_distance(torch.zeros(1, 4, 3), torch.zeros(1, 4, 3), transpose=False)
+
+
+def test_clouds_of_two_types_are_compared_in_the_more_precise_one():
+    x, y = pair(2, 9, 7)
+    expected = earth_mover_distance()(x.double(), y.double())
+    assert torch.equal(earth_mover_distance()(x, y.double()), expected)
+    assert torch.equal(earth_mover_distance()(x.double(), y), expected)

@@ -252,6 +252,11 @@ def test_the_generator_decides_the_draw(build, points):
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_three_coarse_tokens_are_enough(points):
+    losses = i2p_mae(num_groups=(32, 16, 3), mask_ratio=0.5)(points)
+    assert all(loss.isfinite() for loss in losses.values())
+
+
 def test_a_low_mask_temperature_shows_the_most_salient_tokens(points):
     model = i2p_mae(mask_temperature=1e-7, mask_ratio=0.6)
     saliency = model.look(points).saliency_at(model.group(points)[-1].centers)

@@ -9,6 +9,7 @@ import torch
 from easydict import EasyDict
 from matplotlib import pyplot as plt
 from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -25,6 +26,7 @@ from tools import runner_few_shot, runner_part_segmentation, runner_test
 from tools.evaluation import classification, figures, segmentation
 from tools.evaluation.classification import vote
 from tools.evaluation.features import calibrated_svm_accuracy
+from tools.evaluation.probes import Features, probe
 from tools.evaluation.svm import standardise
 from tools.training import repeat
 from tools.training.builder import EVALUATION_BATCH_SIZE, TrainingLoader, build_optimizer
@@ -230,6 +232,20 @@ def test_features_are_standardised_by_those_of_the_training_clouds():
     train, test = standardise(np.array([[0.0, 7], [2, 7]]), np.array([[10.0, 7], [1, 9]]))
     assert train.tolist() == [[-1, 0], [1, 0]]
     assert test.tolist() == [[9, 0], [0, 2]]
+
+
+def test_the_probe_chooses_on_the_training_clouds():
+    rng = np.random.default_rng(0)
+    labels = np.arange(90) % 3
+    train, test = (rng.normal(size=(90, 4)) + spread * np.eye(3, 4)[labels] for spread in (1.0, 3.0))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    scores = {
+        k: cross_val_score(KNeighborsClassifier(k, metric="cosine"), train, labels, cv=folds).mean()
+        for k in (1, 3, 5, 10, 20, 50)
+    }
+    results = probe(Features(train, labels, test, labels), C=1.0)
+    assert results["chosen_k_cross_validated_accuracy"] == pytest.approx(100 * max(scores.values()))
+    assert results["chosen_k"] == max(scores, key=scores.get)
 
 
 def test_the_svm_learns_from_the_training_clouds_and_is_measured_on_the_test_clouds(playground, monkeypatch, tmp_path):

@@ -56,6 +56,18 @@ def test_batches_are_full_and_as_many_as_announced(dataset):
         assert (labels.shape, labels.dtype) == ((4,), torch.int64)
 
 
+def test_an_epoch_continues_where_it_stopped(dataset):
+    loader = ResidentLoader(dataset, 4, CPU)
+    loader.begin(0, seed=1)
+    whole = list(loader)
+    loader.begin(0, seed=1, start=2)
+    left = list(loader)
+    assert len(left) == len(loader) == 3
+    for (points, labels), (expected, true) in zip(left, whole[2:], strict=True):
+        assert torch.equal(points, expected)
+        assert torch.equal(labels, true)
+
+
 def test_every_epoch_is_a_permutation(dataset):
     loader = ResidentLoader(dataset, 1, CPU)
     first, second = labels_of(loader), labels_of(loader)

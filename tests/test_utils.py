@@ -97,6 +97,11 @@ def test_consistent_flags_are_accepted(flags: list[str], weights: str) -> None:
     assert {args.ckpts, args.start_ckpts} == {None, Path(weights)} or args.resume
 
 
+@pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
+def test_each_precision_can_be_given(amp: str) -> None:
+    assert parse_args([*CONFIG, "--amp", amp]).amp == amp
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -1,4 +1,4 @@
-"""The command line: draw, try, report."""
+"""Change one place of the product at a time, and see whether a test notices."""
 
 import argparse
 import json
@@ -19,7 +19,6 @@ from .cover import Map, content_hash, file_of, measure
 from .mutants import ROOMS, Mutant, draw, files_of, shares
 from .trial import start
 
-OUTCOMES = ("killed", "timeout", "survived", "untested")
 SURVIVED = ("survived", "untested")
 
 
@@ -45,7 +44,7 @@ def drawn(args: argparse.Namespace, tree: Path) -> list[Mutant]:
     counts = shares(tree, args.mutants)
     mutants = []
     for room in args.rooms:
-        state = content_hash([tree / file for file in files_of(tree, room)])
+        state = content_hash([tree / "tests/mutation/mutants.py", *(tree / file for file in files_of(tree, room))])
         kept = args.cache / "drawn" / f"{room}-{counts[room]}-{args.seed}-{state}.json"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +115,7 @@ def outcome_of(child: Child) -> tuple[str, str]:
 
 
 def check(args: argparse.Namespace, tree: Path, tests: Map, mutants: list[Mutant]) -> int:
-    """Of each file, try one mutant's tests on the unmutated file, and with every function returning None."""
+    """Of each file, try the tests of one mutant on the file as it is, and with an error in the mutant's place."""
     samples = list({mutant.file: mutant for mutant in mutants if not mutant.on_import}.values())
     wrong = 0
     for sample in samples:

@@ -50,13 +50,15 @@ class Measure:
         outer, self.running = self.running, context
         self.cov.switch_context(context)
         begun = time.perf_counter()
-        yield
-        taken = time.perf_counter() - begun
-        self.seconds[context] += taken
-        if outer:
-            self.seconds[outer] -= taken
-        self.running = outer
-        self.cov.switch_context(outer)
+        try:
+            yield
+        finally:
+            taken = time.perf_counter() - begun
+            self.seconds[context] += taken
+            if outer:
+                self.seconds[outer] -= taken
+            self.running = outer
+            self.cov.switch_context(outer)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
