@@ -46,7 +46,7 @@ class ModelNet(Dataset):
     """
 
     def __init__(
-        self, data_path: str, n_points: int, num_category: int, subset: str, use_normals: bool = False
+        self, data_path: str | Path, n_points: int, num_category: int, subset: str, use_normals: bool = False
     ) -> None:
         self.n_points = check_count(n_points, "N_POINTS")
         self.use_normals = check_choice(use_normals, (True, False), "USE_NORMALS")
@@ -136,7 +136,7 @@ class ModelNet40_SVM(Dataset):
         ValueError: if an argument or a file is not as described.
     """
 
-    def __init__(self, data_dir: str, partition: str, num_points: int) -> None:
+    def __init__(self, data_dir: str | Path, partition: str, num_points: int) -> None:
         check_count(num_points, "num_points")
         check_choice(partition, ("train", "test"), "partition")
         folder = require_folder(data_dir, "DATA_DIR")

@@ -42,7 +42,7 @@ class ModelNetFewShot(Dataset):
 
     def __init__(
         self,
-        data_path: str,
+        data_path: str | Path,
         n_points: int,
         num_category: int,
         subset: str,

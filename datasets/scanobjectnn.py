@@ -1,5 +1,7 @@
 """ScanObjectNN: objects cut out of scanned rooms, in its three published variants."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -32,7 +34,7 @@ class ScanObjectNN(Dataset):
         ValueError: if an argument or the file is not as described.
     """
 
-    def __init__(self, root: str, split: str, subset: str, npoints: int | None = None) -> None:
+    def __init__(self, root: str | Path, split: str, subset: str, npoints: int | None = None) -> None:
         check_choice(split, tuple(SPLITS), "SPLIT")
         check_choice(subset, ("train", "test"), "subset")
         if npoints is not None:

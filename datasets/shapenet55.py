@@ -43,7 +43,9 @@ class ShapeNet(DrawnDataset):
         ValueError: if an argument, the list, the pack, or (when read) a cloud is not as described.
     """
 
-    def __init__(self, data_path: str, pc_path: str, n_points: int, subset: str, npoints: int, seed: int = 0) -> None:
+    def __init__(
+        self, data_path: str | Path, pc_path: str | Path, n_points: int, subset: str, npoints: int, seed: int = 0
+    ) -> None:
         super().__init__(seed)
         self.n_points = check_count(n_points, "N_POINTS")
         self.npoints = check_count(npoints, "npoints", at_most=self.n_points)

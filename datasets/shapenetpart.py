@@ -67,7 +67,7 @@ class ShapeNetPart(DrawnDataset):
         ValueError: if an argument, a list, or (when read) a file is not as described.
     """
 
-    def __init__(self, root: str, subset: str, npoints: int, seed: int = 0) -> None:
+    def __init__(self, root: str | Path, subset: str, npoints: int, seed: int = 0) -> None:
         super().__init__(seed)
         self.npoints = check_count(npoints, "npoints")
         check_choice(subset, tuple(SPLITS), "subset")

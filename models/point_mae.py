@@ -93,10 +93,8 @@ class Point_MAE(nn.Module):
             raise ValueError(f"loss must be 'cdl1' or 'cdl2', got {loss!r}")
         self.num_groups, self.group_size = (num_group,), group_size
         self.num_tokens = num_group  # among which `visible_tokens` counts
-        self.num_visible = count_visible(config.mask_ratio, num_group)
-        self.mask_type = config.mask_type
+        self.num_visible, self.mask_type = count_visible(config.mask_ratio, num_group), config.mask_type
         self.distance = ChamferDistanceL1() if loss == "cdl1" else ChamferDistanceL2()
-
         dim, rate = config.trans_dim, config.drop_path_rate
         self.MAE_encoder = SingleScaleEncoder(dim, config.depth, config.num_heads, rate)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import DATASETS, build_dataset, check_dataset_config, fingerprint
+from datasets.draws import DrawnDataset
 from datasets.holdout import Part
 from utils.config import load_config
 
@@ -524,9 +525,8 @@ class Clouds:
         return torch.full((2, 3), float(self.values[index])), int(self.labels[index])
 
 
-class DrawnClouds(Clouds):
-    def set_epoch(self, epoch):
-        """Draw anew."""
+class DrawnClouds(Clouds, DrawnDataset):
+    """Clouds whose points are drawn anew every epoch."""
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def test_an_epoch_of_which_every_update_is_left_out_still_ends(tmp_path, monkeyp
     run = Trained([50.0, 60.0], config(max_epoch=1), skip_nonfinite=4)
     run.scale = float("nan")
     results = run.trainer.fit()
-    assert [epoch["accuracy"] for epoch in results["history"]] == [50.0, 60.0]
+    assert [epoch["evaluation"] for epoch in results["history"]] == [50.0, 60.0]
     assert all("loss" not in epoch for epoch in results["history"])
 
 

@@ -94,7 +94,7 @@ def test_pretraining_reports_its_losses_and_an_svm(here, pretrained):
     for epoch in results["history"]:
         assert epoch["loss"] == epoch["loss_3d"] > 0
         assert epoch["visible_tokens"] == 4  # of 10, at the ratio of 0.6
-        assert 0 <= epoch["accuracy"] <= 100
+        assert 0 <= epoch["evaluation"] <= 100
 
 
 def test_a_checkpoint_holds_the_official_names_and_no_others(here, pretrained):

@@ -336,6 +336,9 @@ def test_the_logged_training_accuracy_is_the_share_of_hits(playground, monkeypat
     assert len(logged) == 2
     assert 0 < max(logged) <= 100
     assert logged == pytest.approx([np.mean(part) for part in np.split(np.array(hits), 2)], rel=1e-4)
+    (found,) = results_of(name, "hits").values()
+    assert [epoch["accuracy"] for epoch in found["history"]] == logged
+    assert found["history"][-1]["evaluation"] == found["final_accuracy"]
 
 
 class AllTheSame(nn.Module):

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ from models import build_model
 from models.classifier import Classifier
 from models.tokenizer import take
 from tests.playground import CONFIGS, FINETUNE_DATA, make_playground, results_of, run
-from tools import runner_test
 from tools.evaluation import classification
 from tools.evaluation.classification import vote
+from utils.parser import parse_args
 from utils.seed import mixed_seed
 
 NPOINTS, FARTHEST = 64, 77  # drawn, and the farthest points from which they are drawn, of 128
@@ -107,15 +106,17 @@ def test_finetuning_minimises_the_loss_of_the_model(here, monkeypatch):
 def test_voting_draws_from_the_farthest_points_and_augments(feed, tmp_path, monkeypatch):
     torch.save({"base_model": build_model(CONFIGS[FINETUNING]["model"]).state_dict()}, tmp_path / "classifier.pth")
     monkeypatch.setattr(classification, "scale_and_translate", halve)
-    monkeypatch.setattr(runner_test, "run", partial(runner_test.run, repeats=2))
-    _, (plain, *ballots) = feed(FINETUNING, "--test", "--vote", "--ckpts", tmp_path / "classifier.pth")
+    _, (plain, *ballots) = feed(FINETUNING, "--test", "--vote", "--votes", 2, "--ckpts", tmp_path / "classifier.pth")
     assert torch.equal(plain, farthest("test", NPOINTS))
     assert len(ballots) == 2 * 10  # ten in each repeat
     assert_drawn([2 * clouds for clouds in ballots], farthest("test", FARTHEST))
 
 
-def test_a_vote_is_repeated_49_times():
-    assert inspect.signature(runner_test.run).parameters["repeats"].default == 49
+def test_a_vote_is_repeated_49_times(tmp_path):
+    assert inspect.signature(vote).parameters["repeats"].default == 49
+    (tmp_path / "classifier.pth").touch()
+    flags = ["--config", "x.yaml", "--test", "--vote", "--ckpts", str(tmp_path / "classifier.pth")]
+    assert parse_args(flags).votes == 49
 
 
 class Ballots(nn.Module):

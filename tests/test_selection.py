@@ -207,7 +207,7 @@ def test_seeds_are_summed_up(here, repeated):
     assert "best seed" in log
     assert "epoch 0/1" not in log  # that is in the logs of the seeds
     title, header, _, *rows = repeated["printed"].splitlines()
-    assert title == "fine-tuning, 2 seeds"
+    assert title == "training from scratch, 2 seeds"
     assert "best seed" in header
     assert [row.split()[0] for row in rows] == ["best_accuracy", "final_accuracy"]
 

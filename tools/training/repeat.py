@@ -47,7 +47,13 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
         runs, trained = [], False
         for seed, part in parts.items():
             before = read_results(part.results_file)
-            own = {"seed": seed, "seeds": None, "exp_name": part.folder.name, "resume": seed in begun}
+            own = {
+                "seed": seed,
+                "seeds": None,
+                "exp_name": part.folder.name,
+                "resume": seed in begun,
+                "one_of_many": True,
+            }
             runs.append(runner.run(config, Namespace(**{**vars(args), **own, "given": args.given | {"seed"}})))
             trained |= read_results(part.results_file) != before
             setup_logger(summary.log)  # instead of the seed's

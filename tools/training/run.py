@@ -235,7 +235,7 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
         logger.info("%s in %s", mode, folder)
         logger.debug("arguments: %s", vars(args))
         run = Run(folder, mode, describe(config, args), log)
-        run.one_of_many = bool(part or (training and args.seeds))
+        run.one_of_many = bool(part) or getattr(args, "one_of_many", False)  # of folds, or of seeds
         if training and args.resume:
             run.resume(config, args)
         if training and not run.finished:

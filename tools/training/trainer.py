@@ -157,7 +157,7 @@ class Trainer:
         improved = not state.best_metrics or accuracy > state.best_metrics["accuracy"]
         if improved:
             state.best_metrics = state.metrics
-        state.history[-1]["accuracy"] = accuracy
+        state.history[-1]["evaluation"] = accuracy  # beside the accuracy of the training batches
         self.run.draw({"evaluation/accuracy": accuracy}, epoch)
         log_evaluation(self.config["max_epoch"], state, self.protocol, time.perf_counter() - began)
         return improved
