@@ -109,13 +109,16 @@ def test_output_that_cannot_be_written_is_an_error():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("given", [None, "active"])
-def test_threads_wait_without_spinning_unless_told_otherwise(monkeypatch, given):
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    monkeypatch.setattr(os, "environ", environment | ({"OMP_WAIT_POLICY": given} if given else {}))
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "3000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_threads_spin_briefly_unless_told_otherwise(monkeypatch, given, spins):
+    others = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    monkeypatch.setattr(os, "environ", others | given)
     seen = []
-    run_command(lambda: seen.append(os.environ["OMP_WAIT_POLICY"]))
-    assert seen == [given or "passive"]
+    run_command(lambda: seen.append(os.environ.get("GOMP_SPINCOUNT")))
+    assert seen == [spins]
 
 
 def test_exit_codes(capsys):

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 MAX_SEED = 2**32 - 1
+SPINS = "3000"  # a hundredth of libgomp's own: enough between two loops, too few to starve another job
 
 
 class Reported(Exception):
@@ -75,8 +76,9 @@ def add_seeds(flags: Any, default: Sequence[int] | None, help: str) -> None:
 def run_command(command: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Call what a command does and return its exit code.
 
-    OpenMP's threads are told not to spin while they wait, before what the command does imports PyTorch: spinning takes
-    the cores from whatever else runs there, and a training step beside another may take several times as long.
+    OpenMP's threads are told to spin only briefly while they wait, before what the command does imports PyTorch:
+    spinning takes the cores from whatever else runs there, and a training step beside another takes several times as
+    long.
 
     What a user can mend, a `ValueError` or an `OSError`, ends in one line on stderr and 1, Ctrl-C in 130. Where nobody
     reads the output any more, as after `| head`, the command ends silently with 141.
@@ -85,7 +87,8 @@ def run_command(command: Callable[[], int | None], interrupted: str = "interrupt
         command: its exit code is what it returns, 0 for None.
         interrupted: what is said after Ctrl-C.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     try:
         try:
             return command() or 0
