@@ -9,16 +9,19 @@ import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.modelnet40 import ModelNet
-from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, fold_name
+from datasets.published import FOLDS, SHOTS, WAYS, fold_name
 from datasets.synthetic.publish import MARKER
 from datasets.untrusted import check_count, read_lines
 from utils.command import Parser, run_command
 from utils.files import atomic_write, make_folder
 from utils.logger import progress, setup_logger
+
+if TYPE_CHECKING:
+    from datasets.modelnet40 import ModelNet
 
 logger = logging.getLogger(__name__)
 
@@ -80,17 +83,19 @@ def write_folds(
     return [out / fold_name(*task) for task in missing]
 
 
-def _read_source(source: Path | str, num_points: int) -> dict[str, ModelNet]:
+def _read_source(source: Path | str, num_points: int) -> dict[str, "ModelNet"]:
     names = Path(source) / "modelnet40_shape_names.txt"
     if not names.is_file():
         raise FileNotFoundError(f"{names} does not exist; --source is ModelNet40 with normals, see data/README.md")
+    from datasets.modelnet40 import ModelNet  # imports PyTorch, for which an error of the command line does not wait
+
     classes = len(read_lines(names, "DATA_PATH"))
     return {
         subset: ModelNet(str(source), num_points, classes, subset, use_normals=True) for subset in ("train", "test")
     }
 
 
-def _check_source(splits: dict[str, ModelNet], way: int, counts: dict[str, int]) -> None:
+def _check_source(splits: dict[str, "ModelNet"], way: int, counts: dict[str, int]) -> None:
     """Refuse a source from which some task could not be drawn."""
     names = splits["train"].class_names
     if len(names) < way:
@@ -105,7 +110,7 @@ def _check_source(splits: dict[str, ModelNet], way: int, counts: dict[str, int])
 
 
 def _draw_task(
-    splits: dict[str, ModelNet], way: int, counts: dict[str, int], rng: np.random.Generator
+    splits: dict[str, "ModelNet"], way: int, counts: dict[str, int], rng: np.random.Generator
 ) -> dict[str, list[tuple[np.ndarray, int, str]]]:
     names = splits["train"].class_names
     task: dict[str, list[tuple[np.ndarray, int, str]]] = {subset: [] for subset in splits}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.published import fold_name
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
     WAY_OUT,
@@ -18,8 +19,6 @@ from datasets.untrusted import (
     load_pickle,
     require_folder,
 )
-
-WAYS, SHOTS, FOLDS = (5, 10), (10, 20), 10  # the published settings: each way with each shot, ten folds of each
 
 
 class ModelNetFewShot(Dataset):
@@ -84,11 +83,6 @@ class ModelNetFewShot(Dataset):
     def cloud(self, index: int) -> np.ndarray:
         """Return a cloud as it is: (n_points, 3 or 6) float32."""
         return self.clouds[index]
-
-
-def fold_name(way: int, shot: int, fold: int) -> str:
-    """Return the path of a fold's file within the folder ModelNetFewshot."""
-    return f"{way}way_{shot}shot/{fold}.pkl"
 
 
 def require_fold(data_path: str | os.PathLike[str], way: int, shot: int, fold: int) -> Path:

@@ -16,9 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from datasets import check_dataset_config
-from datasets.packed import SUBSETS, Index, PackedClouds, index_file, pack_again, read_index
-from datasets.shapenet55 import read_list
+from datasets.packed import SUBSETS, Index, PackedClouds, index_file, pack_again, read_index, read_list
 from datasets.untrusted import check_count, read_npy, require_folder, require_listed, safe_join
 from utils.command import Parser, run_command
 from utils.config import load_config
@@ -263,6 +261,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         entry = load_config(args.config).dataset.get("train", {})
         if entry.get("NAME") != "ShapeNet":
             raise ValueError(f"{args.config}: dataset.train.NAME is {entry.get('NAME')!r}; only ShapeNet is packed")
+        from datasets import (
+            check_dataset_config,  # imports PyTorch, for which an error of the command line does not wait
+        )
+
         check_dataset_config(entry, "dataset.train")
         for name in missing:
             setattr(args, name, entry[name.upper()])

@@ -7,6 +7,7 @@ Beside the folder of the files stands `<folder>.packed/` with `index.json`, writ
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.untrusted import check_points, load_npy
+from datasets.untrusted import check_points, load_npy, read_lines
 
 VERSION = 1
 SUBSETS = ("train", "test")
@@ -59,6 +60,20 @@ class Index:
     def to_json(self) -> str:
         """Write what `read_index` reads."""
         return json.dumps({"version": VERSION, **asdict(self)}) + "\n"
+
+
+def read_list(listing: Path) -> list[str]:
+    """Read the names in train.txt or test.txt.
+
+    Raises:
+        FileNotFoundError: if the list is missing.
+        ValueError: if it is empty, no text, or a line is not `<taxonomy>-<model>.npy`.
+    """
+    names = read_lines(listing, "DATA_PATH")
+    for name in names:
+        if re.fullmatch(r"\d+-.+\.npy", name) is None:
+            raise ValueError(f"{listing}: {name!r} is not of the form <taxonomy>-<model>.npy")
+    return names
 
 
 def index_file(pc_path: str | os.PathLike[str]) -> Path:

@@ -6,17 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.published import SCAN_CLASS_NAMES, SCAN_SPLITS
 from datasets.untrusted import check_choice, check_count, check_labels, read_h5, read_lines, require_folder
-
-SPLITS = {  # folder, ending of the file name
-    "obj-bg": ("main_split", ""),
-    "obj": ("main_split_nobg", ""),
-    "pb": ("main_split", "_augmentedrot_scale75"),
-}
-CLASS_NAMES = [
-    *("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table"),
-    *("bed", "pillow", "sink", "sofa", "toilet"),
-]
 
 
 class ScanObjectNN(Dataset):
@@ -35,17 +26,17 @@ class ScanObjectNN(Dataset):
     """
 
     def __init__(self, root: str | Path, split: str, subset: str, npoints: int | None = None) -> None:
-        check_choice(split, tuple(SPLITS), "SPLIT")
+        check_choice(split, tuple(SCAN_SPLITS), "SPLIT")
         check_choice(subset, ("train", "test"), "subset")
         if npoints is not None:
             check_count(npoints, "npoints")
         base = require_folder(root, "ROOT")
-        folder, ending = SPLITS[split]
+        folder, ending = SCAN_SPLITS[split]
         part = {"train": "training", "test": "test"}[subset]
         path = base / folder / f"{part}_objectdataset{ending}.h5"
         self.points, labels = read_h5(path, "ROOT", npoints)
         names = base / "shape_names.txt"
-        self.class_names = read_lines(names, "ROOT") if names.is_file() else CLASS_NAMES
+        self.class_names = read_lines(names, "ROOT") if names.is_file() else SCAN_CLASS_NAMES
         self.labels = check_labels(labels, path, len(self.class_names))
 
     def __len__(self) -> int:

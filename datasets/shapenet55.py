@@ -1,7 +1,6 @@
 """ShapeNet-55: 8192 points per shape, one .npy file each, named by two lists. The pre-training set."""
 
 import logging
-import re
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +8,11 @@ import torch
 from torch import Tensor
 
 from datasets.draws import DrawnDataset
-from datasets.packed import PackedClouds, index_file
+from datasets.packed import PackedClouds, index_file, read_list
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
     check_choice,
     check_count,
-    read_lines,
     read_npy,
     require_folder,
     require_listed,
@@ -79,17 +77,3 @@ class ShapeNet(DrawnDataset):
         if self.packed is not None:
             return self.packed[index]
         return read_npy(self.files[index], (self.n_points, 3), "PC_PATH")
-
-
-def read_list(listing: Path) -> list[str]:
-    """Read the names in train.txt or test.txt.
-
-    Raises:
-        FileNotFoundError: if the list is missing.
-        ValueError: if it is empty, no text, or a line is not `<taxonomy>-<model>.npy`.
-    """
-    names = read_lines(listing, "DATA_PATH")
-    for name in names:
-        if re.fullmatch(r"\d+-.+\.npy", name) is None:
-            raise ValueError(f"{listing}: {name!r} is not of the form <taxonomy>-<model>.npy")
-    return names

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets.draws import DrawnDataset
+from datasets.published import CATEGORIES, NUM_PARTS, PARTS
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
     check_choice,
@@ -20,26 +21,6 @@ from datasets.untrusted import (
     safe_join,
 )
 
-PARTS: dict[str, range] = {  # category → its parts; the order gives the categories their labels
-    "Airplane": range(4),
-    "Bag": range(4, 6),
-    "Cap": range(6, 8),
-    "Car": range(8, 12),
-    "Chair": range(12, 16),
-    "Earphone": range(16, 19),
-    "Guitar": range(19, 22),
-    "Knife": range(22, 24),
-    "Lamp": range(24, 28),
-    "Laptop": range(28, 30),
-    "Motorbike": range(30, 36),
-    "Mug": range(36, 38),
-    "Pistol": range(38, 41),
-    "Rocket": range(41, 44),
-    "Skateboard": range(44, 47),
-    "Table": range(47, 50),
-}
-CATEGORIES = list(PARTS)
-NUM_PARTS = sum(map(len, PARTS.values()))
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 
 

@@ -47,6 +47,9 @@ def command(*argv: str) -> list[str]:
         (("tools.ablation", "--help"), 0),
         (("tools.reproduce", "--help"), 0),
         (("tools.reproduce", "--only"), 2),
+        (("datasets.synthetic", "--help"), 0),
+        (("datasets.pack", "--help"), 0),
+        (("datasets.few_shot_splits", "--folds", "ten"), 2),
     ],
 )
 def test_what_computes_nothing_imports_no_pytorch(tmp_path, argv, code):

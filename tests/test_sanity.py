@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from datasets import build_dataset
 from datasets.holdout import Part
-from datasets.shapenet55 import read_list
+from datasets.packed import read_list
 from datasets.synthetic import write_modelnet, write_shapenet, write_shapenetpart
 from datasets.untrusted import read_lines
 from tests.playground import CLASSES, CONFIGS, REPOSITORY, changed, make_playground, run, write_config

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from datasets import build_dataset, check_dataset_config
-from datasets.shapenetpart import CATEGORIES, NUM_PARTS, PARTS, parts_of_categories
+from datasets.published import CATEGORIES, NUM_PARTS, PARTS
+from datasets.shapenetpart import parts_of_categories
 from datasets.synthetic import CATALOGUE, FIRST_PART, write_shapenetpart
 from datasets.untrusted import MAX_LIST_BYTES
 

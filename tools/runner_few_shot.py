@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from easydict import EasyDict
 
-from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, require_fold
+from datasets.modelnet40_fewshot import require_fold
+from datasets.published import FOLDS, SHOTS, WAYS
 from tools.training.modes import TO_TRAIN, training_mode
 from tools.training.record import continue_as
 from tools.training.run import Run, open_run, read_results

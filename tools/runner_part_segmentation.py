@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets.shapenetpart import CATEGORIES, NUM_PARTS
+from datasets.published import CATEGORIES, NUM_PARTS
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.segmentation import measure, score_table
 from tools.training import sanity

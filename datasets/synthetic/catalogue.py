@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..shapenetpart import PARTS
+from ..published import PARTS
 from . import furniture, household, vehicles
 from .primitives import Triangles
 

@@ -11,8 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..modelnet40_fewshot import FOLDS, SHOTS, WAYS, fold_name
-from ..scanobjectnn import SPLITS
+from ..published import FOLDS, SCAN_SPLITS, SHOTS, WAYS, fold_name
 from .catalogue import CATALOGUE, FIRST_PART, SCAN_CLASSES
 from .publish import publish
 from .sampling import Cloud, check_classes, sample_scan, sample_shape
@@ -171,7 +170,7 @@ def write_scanobjectnn(
 
     def write(folder: Path) -> None:
         _write_lines(folder / "shape_names.txt", names)
-        for variant, (split_folder, ending) in SPLITS.items():
+        for variant, (split_folder, ending) in SCAN_SPLITS.items():
             (folder / split_folder).mkdir(exist_ok=True)
             for split, count in (("training", train), ("test", test)):
                 stream = f"scanobjectnn/{split}"

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scanobjectnn import SPLITS
+from ..published import SCAN_SPLITS
 from .catalogue import CATALOGUE
 from .primitives import Triangles, box, join, rotate, triangle_areas, triangle_normals
 
 BACKGROUND = -1
-SCAN_VARIANTS = tuple(SPLITS)
+SCAN_VARIANTS = tuple(SCAN_SPLITS)
 PIXEL, DEPTH_TOLERANCE = 0.045, 0.1  # of the cameras, in the unit of the scene
 SCENE_POINTS = 24_000  # dense enough that nothing shines through at the resolution of `_visible`
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.modelnet40_fewshot import FOLDS, SHOTS, WAYS, fold_name
+from datasets.published import FOLDS, SHOTS, WAYS, fold_name
 from tools.training.modes import PROFILE
 
 PUBLISHED = json.loads(Path(__file__).with_name("paper_results.json").read_text())

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from datasets.shapenetpart import CATEGORIES, parts_of_categories
+from datasets.published import CATEGORIES
+from datasets.shapenetpart import parts_of_categories
 from tools.evaluation.figures import draw_parts
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import own_argmax, segmentation_scores
