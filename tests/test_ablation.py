@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -108,6 +109,23 @@ def test_the_picture_is_drawn(table, tmp_path):
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_picture_shows_means_and_deviations_of_each_setting(table, monkeypatch):
+    shown = []
+
+    def read(figure, path):
+        for axis in figure.axes:
+            (means, _, (bars,)) = axis.containers[0].lines
+            half = [(top - bottom) / 2 for (_, bottom), (_, top) in bars.get_segments()]
+            ticks = [label.get_text() for label in axis.get_xticklabels()]
+            shown.append((axis.get_title(), axis.get_xlabel(), ticks, list(means.get_ydata()), pytest.approx(half)))
+
+    monkeypatch.setattr("tools.evaluation.figures.save_figure", read)
+    draw(table, Path("picture.png"))
+    accuracy = ("linear SVM, %", "mask temperature", ["random", "1"], [32.0, 31.0], [2.0, 0.0])
+    saliency = ("saliency held by visible tokens, %", "mask temperature", ["random", "1"], [21.0, 25.0], [1.0, 0.0])
+    assert shown == [accuracy, saliency, ("linear SVM, %", "losses", ["both", "3d"], [31.0, 31.0], [0.0, 2.0])]
+
+
 def test_a_document_needs_a_place_for_the_figures(tmp_path):
     (tmp_path / "notes.md").write_text("# Notes\n")
     with pytest.raises(ValueError, match=r"notes\.md has no line '## Figures'"):
@@ -188,6 +206,37 @@ def test_the_whole_comparison_and_that_finished_runs_are_not_repeated(small, cap
         (run / name).unlink()
     assert ablation.main(arguments) == 0  # killed after its first best checkpoint, before a last one
     assert small[2] == small[0]
+
+
+def test_the_forecast_is_of_what_is_left_at_the_pace_so_far(tmp_path, monkeypatch, caplog):
+    """Four runs, one of them kept from an earlier call; each new one takes ten minutes."""
+    clock = SimpleNamespace(now=1000.0)
+
+    def measure(config, setting, seed, folder):
+        if not (kept := ablation.figures_file(folder, setting.name, seed)).exists():
+            clock.now += 600.0
+            kept.parent.mkdir(parents=True)
+        return Figures(40.0 + seed, 0.25)
+
+    monkeypatch.setattr(ablation.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr("datasets.synthetic.write_demo", lambda _: None)
+    monkeypatch.setattr(ablation, "measure_untrained", lambda *_: Figures(20.0, None))
+    monkeypatch.setattr(ablation, "measure", measure)
+    settings = (Setting(math.inf, "both"), Setting(1.0, "2d"))
+    monkeypatch.setattr(ablation, "SETTINGS", settings)
+    kept = ablation.figures_file(tmp_path, settings[0].name, 1)
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    with caplog.at_level("INFO", "tools.ablation"):
+        table = ablation.measure_all({}, [0, 1], tmp_path, expected_seconds=120)
+    assert [record.getMessage() for record in caplog.records] == [
+        "3 of 4 runs to do: about 6 minutes on two idle cores",
+        "1 of 3 runs done, about 20 minutes left",
+        "2 of 3 runs done, about 10 minutes left",
+        "3 of 3 runs done, about 0 minutes left",
+    ]
+    runs = [Figures(40.0, 0.25), Figures(41.0, 0.25)]
+    assert table == {"untrained": [Figures(20.0, None)] * 2, settings[0]: runs, settings[1]: runs}
 
 
 @pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")

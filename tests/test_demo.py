@@ -1,5 +1,6 @@
 """The parts of the demo that are its own; its commands are those of tests/test_runs.py."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 
 from models import build_model
 from tools import demo
-from tools.demo import SHAPES_DRAWN, summarise, unseen_shapes
-from tools.evaluation.features import calibrated_svm_accuracy
+from tools.demo import CONFIGS, SHAPES_DRAWN, summarise, unseen_shapes
+from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
 from tools.evaluation.figures import draw_reconstructions
 from utils.config import load_config
+from utils.seed import seed_everything
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +58,71 @@ def test_picture_has_a_row_per_shape(config, model, tmp_path):
     assert picture.shape[0] == SHAPES_DRAWN * imread(one).shape[0]
     assert (picture[..., :3] < 1).any(-1).mean() > 0.005  # not blank
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+def test_a_seed_runs_every_step_and_reports_the_final_accuracies(config, model, tmp_path, monkeypatch):
+    """Each step is replaced by a folder with results, and each probe by the sum of the encoder's weights."""
+    commands = []
+
+    def run_step(name, *flags):
+        commands.append((name, *flags))
+        folder = tmp_path / name / flags[flags.index("--exp_name") + 1]
+        folder.mkdir(parents=True)
+        torch.save({"base_model": model.state_dict()}, folder / "ckpt-last.pth")
+        finals = {"training from scratch": 53.0} if "--scratch_model" in flags else {"fine-tuning": 71.0}
+        results = {mode: {"best_accuracy": 99.0, "final_accuracy": final} for mode, final in finals.items()}
+        (folder / "results.json").write_text(json.dumps(results))
+        return folder
+
+    def weights_of(encoder, *_):
+        return sum(p.detach().double().sum().item() for p in encoder.h_encoder.parameters())
+
+    drawn = []
+    monkeypatch.setattr(demo, "run_step", run_step)
+    monkeypatch.setattr(demo, "load_config", lambda path: {CONFIGS / "pre-train.yaml": config}[path])
+    monkeypatch.setattr("tools.evaluation.features.calibrated_svm_accuracy", weights_of)
+    monkeypatch.setattr("tools.evaluation.figures.draw_reconstructions", lambda *given: drawn.append(given))
+    found = demo.run_seed("run", 7)
+
+    pretrained, tuned, scratch = (
+        tmp_path / name for name in ("pre-train/run", "fine-tune/run", "fine-tune/run-scratch")
+    )
+    weights = str(pretrained / "ckpt-last.pth")
+    common = ("--seed", "7", "--num_workers", "0")
+    assert commands == [
+        ("pre-train", "--exp_name", "run", *common),
+        ("linear-svm", "--test_svm", "scan", "--ckpts", weights, "--exp_name", "run", *common),
+        ("fine-tune", "--finetune_model", "--ckpts", weights, "--val_freq", "5", "--exp_name", "run", *common),
+        ("fine-tune", "--scratch_model", "--val_freq", "5", "--exp_name", "run-scratch", *common),
+    ]
+    seed_everything(7)
+    assert found == {
+        "seed": 7,
+        "svm_untrained": weights_of(build_model(without_teacher(config.model))),
+        "svm_pretrained": weights_of(model),
+        "scratch": 53.0,
+        "finetuned": 71.0,
+        "picture": str(pretrained / "reconstructions.png"),
+        "folders": [str(pretrained), str(tuned), str(scratch)],
+    }
+    ((reconstructing, shapes, picture),) = drawn
+    assert weights_of(reconstructing) == found["svm_pretrained"] != found["svm_untrained"]
+    torch.testing.assert_close(shapes[0], unseen_shapes(config)[0])
+    assert str(picture) == found["picture"]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_step_is_shown_and_ends_the_demo_where_it_fails(code, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "launch", lambda command: code)
+    flags = ("--exp_name", "run", "--seed", "7")
+    if code:
+        with pytest.raises(SystemExit, match="3"):
+            demo.run_step("fine-tune", *flags)
+    else:
+        assert demo.run_step("fine-tune", *flags) == Path("experiments/demo/fine-tune/run")
+    command = "python main.py --config cfgs/demo/fine-tune.yaml --exp_name run --seed 7"
+    assert capsys.readouterr().out == f"\n$ {command}\n"
 
 
 def test_summary_has_mean_and_deviation_of_several_seeds():

@@ -2,12 +2,15 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from main import choose_runner
 from tests.playground import CONFIGS, make_playground, run, write_config
 from tests.test_distributed import forked, said_by
+from tools.training import dry_run
 from tools.training.dry_run import UPDATES
 from utils.config import load_config
 from utils.parser import parse_args
@@ -55,6 +58,44 @@ def test_what_it_expects_is_positive_and_finite(here, config, mode):
     seconds = 10 * expected["seconds per epoch"] + 4 * expected["seconds per evaluation"]  # of epochs 0, 4, 8 and 9
     assert hours == pytest.approx(seconds / 3600)
     assert expected["seconds per epoch"] == pytest.approx(3 * expected["seconds per update"])  # 18 clouds, 6 a batch
+
+
+def test_what_it_expects_follows_from_what_it_timed(monkeypatch):
+    """Two updates of 40 s and six of 3 s, an evaluation of 50 s, under a clock that only they move."""
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(dry_run, "peak_memory", lambda device: 2.5e9)
+    shown = []
+    state = SimpleNamespace(progress=SimpleNamespace(waited=0.0), device=torch.device("cpu"))
+
+    def train_batches(epoch, after_update, batches):
+        assert (epoch, batches) == (0, 16)  # two batches an update
+        for seconds in (40.0, 40.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0):
+            clock.now += seconds
+            after_update()
+        state.progress.waited = 49.0
+
+    def evaluate():
+        clock.now += 50.0
+
+    class Loader(list):
+        def begin(self, epoch, seed):
+            assert (epoch, seed, state.progress.waited) == (0, 0, 0.0)
+
+    run = SimpleNamespace(mode="fine-tuning", show=lambda *texts: shown.append(texts))
+    config = {"step_per_update": 2, "max_epoch": 10}
+    expected = dry_run.measure_dry(run, config, state, Loader(range(30)), train_batches, evaluate, interval=4)
+    assert expected == {
+        "seconds per update": 3.0,
+        "seconds per epoch": 45.0,
+        "seconds per evaluation": 50.0,
+        "hours for 11 epochs and 4 evaluations": pytest.approx((11 * 45 + 4 * 50) / 3600),  # epochs 0, 4, 8, 10
+        "peak memory, GB": 2.5,
+        "waiting for data, %": 50.0,
+    }
+    ((title, table),) = shown
+    assert title == "dry run"
+    assert table.splitlines()[0].startswith("expected of fine-tuning on cpu, from 8 updates")
 
 
 def test_no_more_than_some_updates_are_made(here, monkeypatch):

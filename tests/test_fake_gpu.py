@@ -26,6 +26,9 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("fine-tuning/modelnet40", {}),
     ("fine-tuning/point-m2ae_scan_pb", {}),
     ("part-segmentation/i2p-mae", {}),
+    ("point-mae/pre-train", {}),
+    ("point-mae/scan_pb", {}),
+    ("point-mae/part-segmentation", {}),
 ]
 
 

@@ -301,14 +301,18 @@ def playground(tmp_path_factory):
     return folder
 
 
+def enter(playground, patch):
+    """Make the playground the current folder, with two ways, one shot and two folds in place of the published ones."""
+    patch.chdir(playground)
+    patch.setattr(runner_few_shot, "WAYS", (2, 3))
+    patch.setattr(runner_few_shot, "SHOTS", (3,))
+    patch.setattr(runner_few_shot, "FOLDS", 2)
+    return playground
+
+
 @pytest.fixture
 def here(playground, monkeypatch):
-    """The playground as the current folder, with two ways, one shot and two folds in place of the published ones."""
-    monkeypatch.chdir(playground)
-    monkeypatch.setattr(runner_few_shot, "WAYS", (2, 3))
-    monkeypatch.setattr(runner_few_shot, "SHOTS", (3,))
-    monkeypatch.setattr(runner_few_shot, "FOLDS", 2)
-    return playground
+    return enter(playground, monkeypatch)
 
 
 def run(exp_name, *flags, max_epoch=1, npoints=32, **values):
@@ -326,13 +330,19 @@ def folder_of(exp_name):
     return Path("experiments/few-shot/tiny") / exp_name
 
 
-@pytest.fixture
-def whole(here):
-    """The summary of an uninterrupted run over all folds, run once."""
-    path = folder_of("whole") / "results.json"
-    if not path.exists():
+@pytest.fixture(scope="module")
+def ended(playground):
+    """The results of an uninterrupted run over all folds."""
+    with pytest.MonkeyPatch.context() as patch:
+        enter(playground, patch)
         run("whole")
-    summary = json.loads(path.read_text())["few-shot training from scratch"]
+    return playground / folder_of("whole") / "results.json"
+
+
+@pytest.fixture
+def whole(here, ended):
+    """The summary of that run, with its playground as the current folder."""
+    summary = json.loads(ended.read_text())["few-shot training from scratch"]
     del summary["about"]  # holds the time
     return summary
 

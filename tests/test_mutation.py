@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("mutmut", reason="needs tests/requirements-mutation.txt")
 pytest.importorskip("coverage", reason="needs tests/requirements-mutation.txt")
 
-from tests.mutation.cover import Map
+from tests.mutation.cover import PROCESSES, Map
 from tests.mutation.mutants import Mutant, draw, lines_of_code, shares
 
 UNTOUCHED = '''"""A file of which nothing may be changed."""
@@ -141,3 +141,29 @@ def test_the_tests_that_run_a_line_are_chosen_own_files_first_and_fastest_first(
     assert found.selection(Mutant("models/a.py", 9, "f", (9, 9), False, "", ""), 60) == []
     at_import = Mutant("models/a.py", 1, "", (1, 3), True, "", "")
     assert found.selection(at_import, 60) == [f"tests/test_own.py::test_{i}" for i in (2, 1, 0)]
+
+
+def test_what_runs_on_import_is_met_by_all_tests_that_import_it(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/a.py").touch()
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_own.py").write_text("from models.a import f\n")
+    node = "tests/test_own.py::test"
+    measured = {
+        "tests": {node: {"seconds": 1.0, "fixtures": []}},
+        "fixtures": {},
+        "lines": {"models/a.py": {"5": [""]}},
+    }
+    found = Map(tmp_path, {"tests/test_own.py": measured})
+    places = {
+        "of the file": (("", (1, 9), True), [node]),
+        "of a function called by one": (("f", (5, 5), False), [node]),
+    }
+    places |= {"of one that is not": (("g", (7, 7), False), []), "a default of it": (("g", (6, 7), True), [])}
+    for name, (place, chosen) in places.items():
+        assert found.selection(Mutant("models/a.py", 5, *place, "", ""), 60) == chosen, name
+
+
+def test_files_that_run_in_other_processes_exist():
+    root = Path(__file__).parents[1]
+    assert [name for files in PROCESSES.items() for name in (files[0], *files[1]) if not (root / name).is_file()] == []

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.transforms import AUGMENTATIONS, random_subset
-from tools.evaluation.classification import check_channels, check_labels, fps_points, sample_farthest
+from tools.evaluation.classification import check_channels, check_labels, farthest_candidates, sample_farthest
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import overall_accuracy
 from tools.training import sanity
@@ -64,8 +64,8 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         augment = AUGMENTATIONS[config["augmentation"]]
 
         def step(points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-            points = sample_farthest(points, min(fps_points(npoints), points.shape[1]))
-            logits = network(augment(random_subset(points, npoints, generator, shared=True), generator))
+            points = random_subset(farthest_candidates(points, npoints), npoints, generator, shared=True)
+            logits = network(augment(points, generator))
             accuracy = 100.0 * (logits.argmax(dim=1) == labels).float().mean()
             return {"loss": model.loss(logits, labels), "accuracy": accuracy}
 

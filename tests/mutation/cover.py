@@ -19,16 +19,18 @@ from .mutants import ROOMS, Mutant
 
 MEASURED = 1800.0  # seconds that the tests of one file may take
 # Tests that start processes of their own, and the files that run there, which coverage.py does not see.
+TRAINING = tuple(f"tools/training/{name}.py" for name in ("builder", "engine", "run", "state", "trainer"))
 PROCESSES = {
     "tests/test_cuda_runtime.py": ("extensions/cuda_runtime.py",),
     "tests/test_distributed.py": (
-        *("tools/builder.py", "tools/engine.py", "tools/trainer.py", "utils/distributed.py", "utils/seed.py"),
+        *(*TRAINING, "tools/runner_pretrain.py", "tools/evaluation/classification.py", "tools/evaluation/inference.py"),
+        *("utils/distributed.py", "utils/seed.py"),
     ),
-    "tests/test_dry_run.py": ("tools/trainer.py",),
-    "tests/test_faults.py": ("tools/engine.py", "tools/trainer.py", "utils/checkpoint.py", "utils/files.py"),
+    "tests/test_dry_run.py": ("tools/training/dry_run.py",),
+    "tests/test_faults.py": (*TRAINING, "utils/checkpoint.py", "utils/files.py"),
     "tests/test_pack.py": ("datasets/pack.py", "datasets/packed.py"),
     "tests/test_resume.py": (
-        *("tools/trainer.py", "utils/checkpoint.py", "utils/files.py", "utils/seed.py", "utils/signals.py"),
+        *(*TRAINING, "utils/checkpoint.py", "utils/files.py", "utils/seed.py", "utils/signals.py"),
     ),
 }
 # Of these, tests that wait for processes, which a busy machine makes late: no other file's mutants meet them.
@@ -83,7 +85,7 @@ def measure_file(test_file: str, clock: Clock) -> dict:
 
     Returns:
         `tests`: seconds and shared fixtures of each test that passed; `fixtures`: seconds of each; `lines`: for each
-        file of ours and each line that ran after the imports, the tests and fixtures that ran it.
+        file of ours and each line, the tests and fixtures that ran it, "" for the imports.
     """
     clock.give(MEASURED)
     cov = coverage.Coverage(data_file=None, config_file=False, source=[os.path.abspath(room) for room in ROOMS])
@@ -94,8 +96,7 @@ def measure_file(test_file: str, clock: Clock) -> dict:
     data = cov.get_data()
     lines: dict[str, dict[int, list[str]]] = {}
     for path in data.measured_files():
-        ran = {line: [name for name in names if name] for line, names in data.contexts_by_lineno(path).items()}
-        lines[Path(path).relative_to(Path.cwd()).as_posix()] = {line: names for line, names in ran.items() if names}
+        lines[Path(path).relative_to(Path.cwd()).as_posix()] = data.contexts_by_lineno(path)
     fixtures = {name.removeprefix("fixture "): s for name, s in plugin.seconds.items() if name.startswith("fixture ")}
     tests = {
         node: {"seconds": plugin.seconds[node], "fixtures": [name for name in needs if name in fixtures]}
@@ -175,7 +176,8 @@ class Map:
                 continue
             lines = found["lines"].get(mutant.file, {})
             ran = {name for line, names in lines.items() if first <= int(line) <= last for name in names}
-            by_import = mutant.on_import and mutant.function == "" and mutant.file in self.imports[file]
+            at_import = mutant.function == "" if mutant.on_import else "" in ran  # of a function: called by one
+            by_import = at_import and mutant.file in self.imports[file]
             tests = [
                 node
                 for node, test in found["tests"].items()

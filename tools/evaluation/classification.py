@@ -1,5 +1,6 @@
 """How classifiers are evaluated: the points they see of a cloud, and votes over several draws of them."""
 
+from functools import partial
 from itertools import islice
 
 import torch
@@ -66,15 +67,17 @@ def sample_farthest(points: Tensor, num_points: int) -> Tensor:
     return points.gather(1, index.unsqueeze(-1).expand(-1, -1, points.shape[-1]))
 
 
+def farthest_candidates(points: Tensor, npoints: int) -> Tensor:
+    """Keep the farthest points of each cloud of which `npoints` are then drawn at random; all of a small cloud."""
+    return sample_farthest(points, min(fps_points(npoints), points.shape[1]))
+
+
 def farthest_clouds(loader: DataLoader, npoints: int, device: torch.device) -> DataLoader:
     """Sample the clouds once, to the farthest points of which each vote draws `npoints`; a loader over the result.
 
     Of several processes each has its share of the clouds, as in `evaluation_loader`.
     """
-
-    def prepare(points: Tensor) -> Tensor:
-        return sample_farthest(points, min(fps_points(npoints), points.shape[1]))
-
+    prepare = partial(farthest_candidates, npoints=npoints)
     clouds, labels = evaluate(nn.Identity(), loader, device, prepare, "farthest points")
     share = range(rank(), len(clouds), world_size())
     return DataLoader(TensorDataset(clouds, labels), EVALUATION_BATCH_SIZE, sampler=share)
