@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from models.classifier import Classifier
+from models.discrete_vae import DiscreteVAE
 from models.i2p_mae import I2P_MAE
 from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
@@ -26,6 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Point_MAE": Point_MAE,
     "PointTransformer": PointTransformer,
     "Point_MAE_SEG": PointTransformerSegmenter,
+    "DiscreteVAE": DiscreteVAE,
 }
 
 

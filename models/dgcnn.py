@@ -1,0 +1,75 @@
+"""A dynamic graph network over tokens (DGCNN, 2019), as Point-BERT uses it: the graph is that of the centres throughout."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from extensions.knn_cuda import KNN
+from models.tokenizer import take
+
+NEIGHBOURS = 4
+NORM_GROUPS = 4
+SLOPE = 0.2  # of LeakyReLU
+
+
+class EdgeConv(nn.Sequential):
+    """A layer over the edges from each query to its nearest sources, and the maximum over them.
+
+    An edge is [source − query, query]. The layer is linear in it, so that its product is made once a source and once a
+    query, not once an edge.
+
+    Args:
+        in_dim: channels of sources and queries.
+        dim: channels of the result, a multiple of 4.
+    """
+
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__(
+            nn.Conv2d(2 * in_dim, dim, kernel_size=1, bias=False), nn.GroupNorm(NORM_GROUPS, dim), nn.LeakyReLU(SLOPE)
+        )
+
+    def forward(self, sources: Tensor, queries: Tensor, index: Tensor) -> Tensor:
+        """Aggregate along the edges.
+
+        Args:
+            sources: (B, M, in_dim).
+            queries: (B, Q, in_dim).
+            index: (B, Q, k) int64, the sources of each query.
+
+        Returns:
+            (B, Q, dim).
+        """
+        of_difference, of_query = self[0].weight.flatten(1).chunk(2, dim=1)  # (dim, in_dim) each
+        from_sources = take(F.linear(sources, of_difference), index)  # (B, Q, k, dim)
+        edges = from_sources + F.linear(queries, of_query - of_difference).unsqueeze(2)
+        edges = self[2](self[1](edges.movedim(-1, 1)))  # (B, dim, Q, k)
+        return edges.max(-1).values.transpose(1, 2)  # unlike amax: where tokens are equal its gradient goes to one
+
+
+class DGCNN(nn.Module):
+    """Four edge layers on one graph; what all of them give is mixed by a last layer.
+
+    Args:
+        in_dim: channels of the tokens.
+        dim: channels of the result, a multiple of 4.
+    """
+
+    def __init__(self, in_dim: int, dim: int):
+        super().__init__()
+        self.input_trans = nn.Conv1d(in_dim, 128, kernel_size=1)
+        self.layer1 = EdgeConv(128, 256)
+        self.layer2 = EdgeConv(256, 512)
+        self.layer3 = EdgeConv(512, 512)
+        self.layer4 = EdgeConv(512, 1024)
+        self.layer5 = nn.Sequential(
+            nn.Conv1d(2304, dim, kernel_size=1, bias=False), nn.GroupNorm(NORM_GROUPS, dim), nn.LeakyReLU(SLOPE)
+        )
+
+    def forward(self, tokens: Tensor, centers: Tensor) -> Tensor:
+        """Transform (B, G, in_dim) tokens at (B, G, 3) centres, G at least 4; returns (B, G, dim)."""
+        _, index = KNN(NEIGHBOURS, transpose_mode=True)(centers, centers)
+        x, taken = self.input_trans(tokens.transpose(1, 2)).transpose(1, 2), []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x, x, index)
+            taken.append(x)
+        return self.layer5(torch.cat(taken, dim=-1).transpose(1, 2)).transpose(1, 2)
