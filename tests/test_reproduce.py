@@ -265,6 +265,15 @@ def test_what_runs_lands_beside_the_published_figure(here, launched, capsys):
     assert table["I2P-MAE: fine-tuning, modelnet40, best of 49 votes"][7:10] == ["94.06", "94", "-0.06"]
     assert table["I2P-MAE: few-shot, 5-way 10-shot"][4:11] == ["97.0", "±", "1.8", "96.5", "±", "2.0", "-0.50"]
     entries = written()
+    flags = "--test_svm modelnet40 --exp_name reproduce --ckpts ckpts/pre-train.pth"
+    assert entries["I2P-MAE.svm.modelnet40"] == {
+        "key": "I2P-MAE.svm.modelnet40",
+        "published": 93.35,
+        "remeasured": None,
+        "ours": 93.5,
+        "command": f"python main.py --config cfgs/linear-svm/modelnet40.yaml {flags}",
+        "status": "measured with ckpts/pre-train.pth",
+    }
     assert entries["I2P-MAE.fewshot.5w10s"]["ours"] == [96.5, 2.0]
     assert entries["I2P-MAE.pretrain_hours_1gpu"]["status"] == "not needed: ckpts/pre-train.pth is there"
     (document,) = Path("experiments/reproduce").glob("*.md")
