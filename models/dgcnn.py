@@ -1,4 +1,4 @@
-"""A dynamic graph network over tokens (DGCNN, 2019), as Point-BERT uses it: the graph is that of the centres throughout."""
+"""A graph network over tokens (DGCNN, 2019), as Point-BERT uses it: at every layer the graph is that of the centres."""
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +65,16 @@ class DGCNN(nn.Module):
             nn.Conv1d(2304, dim, kernel_size=1, bias=False), nn.GroupNorm(NORM_GROUPS, dim), nn.LeakyReLU(SLOPE)
         )
 
+    @property
+    def edge_layers(self) -> tuple[EdgeConv, ...]:
+        """The layers over the graph, in their order."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
     def forward(self, tokens: Tensor, centers: Tensor) -> Tensor:
         """Transform (B, G, in_dim) tokens at (B, G, 3) centres, G at least 4; returns (B, G, dim)."""
         _, index = KNN(NEIGHBOURS, transpose_mode=True)(centers, centers)
         x, taken = self.input_trans(tokens.transpose(1, 2)).transpose(1, 2), []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for layer in self.edge_layers:
             x = layer(x, x, index)
             taken.append(x)
         return self.layer5(torch.cat(taken, dim=-1).transpose(1, 2)).transpose(1, 2)

@@ -166,7 +166,8 @@ class DiscreteVAE(nn.Module):
 
 def gumbel(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw standard Gumbel noise of the shape of `logits`, in float32."""
-    return -torch.empty_like(logits, dtype=torch.float32).exponential_(generator=generator).log()
+    drawn = torch.empty(logits.shape, device=logits.device)  # not like the logits: its order in memory is its own
+    return -drawn.exponential_(generator=generator).log()
 
 
 def sample(logits: Tensor, temperature: float, hard: bool) -> Tensor:

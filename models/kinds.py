@@ -23,6 +23,10 @@ def _point_mae(state: Mapping[str, Tensor]) -> str | None:
     return "a single-scale encoder without a head"
 
 
+def _point_bert(state: Mapping[str, Tensor]) -> str | None:
+    return "a Point-BERT discrete autoencoder" if "codebook" in state else None
+
+
 def _hierarchical(state: Mapping[str, Tensor]) -> str | None:
     if classes := _classes(state):
         return f"a classifier with {classes} classes"
@@ -43,4 +47,4 @@ def _classes(state: Mapping[str, Tensor]) -> int:
     return len(state[layers[-1]]) if layers else 0
 
 
-FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_mae, _hierarchical)
+FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_mae, _point_bert, _hierarchical)

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import build_model
+from models.dgcnn import DGCNN, NEIGHBOURS
 from models.masking import draw_mask
 from models.segmenter import Segmenter
 from models.tokenizer import TokenEmbed
@@ -23,6 +24,7 @@ from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
 
+CODEBOOK = "codebook"
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
@@ -30,8 +32,10 @@ STAGES = {  # stage → names of the modules and parameters that belong to it; t
     "encoder blocks": r"(?:MAE_encoder\.)?(?:pos_embed|blocks)|MAE_encoder\.norm|cls_token|cls_pos",
     "decoder": (
         r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token"
-        r"|MAE_decoder(?:\.norm)?|decoder_pos_embed"
+        r"|MAE_decoder(?:\.norm)?|decoder_pos_embed|decoder"
     ),
+    "graph network {}": r"dgcnn_(\d+)",
+    CODEBOOK: r"codebook",
     "propagation {}": r"propagations?[._](\d+)",
     "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
 }
@@ -139,7 +143,7 @@ def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | 
         stage = stage_of(name)
         assert stage is not None, f"{name} belongs to no stage"
         parameters[stage] += parameter.numel()
-    counter = _MultiplyAdds()
+    counter = _MultiplyAdds(CODEBOOK if CODEBOOK in parameters else OWN_LAYERS)
     units = [(module, stage) for name, module in model.named_modules() if (stage := stage_of(name, whole=True))]
     if (teacher := getattr(model, "teacher", None)) is not None:
         parameters[TEACHER] = sum(parameter.numel() for parameter in teacher.parameters())
@@ -164,11 +168,15 @@ def stage_of(name: str, whole: bool = False) -> str | None:
 
 
 class _MultiplyAdds(TorchDispatchMode):
-    """Counts the multiply-adds of all matrix products and convolutions, under the stage that runs."""
+    """Counts the multiply-adds of all matrix products and convolutions, under the stage that runs.
 
-    def __init__(self) -> None:
+    Args:
+        own: the stage of what the model's forward multiplies itself.
+    """
+
+    def __init__(self, own: str) -> None:
         super().__init__()
-        self.stage = OWN_LAYERS
+        self.own = self.stage = own
         self.macs: Counter[str] = Counter()
         self.run_macs: Counter[str] = Counter()
         self.products: Counter[str] = Counter()
@@ -190,7 +198,7 @@ class _MultiplyAdds(TorchDispatchMode):
         self.run_macs[self.stage] += macs
 
     def _add_product(self, macs: int) -> None:
-        self.products[OWN_PRODUCTS if self.stage == OWN_LAYERS else self.stage] += macs
+        self.products[OWN_PRODUCTS if self.stage == self.own else self.stage] += macs
 
     @contextmanager
     def watching(self, model: nn.Module, units: list[tuple[nn.Module, str]]) -> Iterator[None]:
@@ -201,10 +209,10 @@ class _MultiplyAdds(TorchDispatchMode):
             self.macs[stage] += shared_macs(module, inputs)
 
         def leave(*_: object) -> None:
-            self.stage = OWN_LAYERS
+            self.stage = self.own
 
         handles = []
-        for module, stage in [(model, OWN_LAYERS), *units]:
+        for module, stage in [(model, self.own), *units]:
             handles.append(
                 module.register_forward_pre_hook(lambda module, inputs, stage=stage: enter(module, inputs, stage))
             )
@@ -220,11 +228,15 @@ def shared_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds that a literal forward does and this code does not: those of an input that repeats.
 
     The pooled half of a token embedding's concatenation is the same for all members of a group, the global and the
-    category features of the part segmenter for all points of a cloud.
+    category features of the part segmenter for all points of a cloud, either half of an edge for all edges of a token.
     """
     if isinstance(module, TokenEmbed):
         batch, groups, members, _ = inputs[0].shape
         return batch * groups * (members - 1) * module.second_conv[0].weight.numel() // 2
+    if isinstance(module, DGCNN):
+        batch, groups, _ = inputs[0].shape
+        weights = [layer[0].weight.numel() for layer in module.edge_layers]
+        return batch * groups * (NEIGHBOURS - 1) * sum(weights)
     if isinstance(module, Segmenter):
         batch, points, _ = inputs[0].shape
         weight = module.convs1.weight
