@@ -28,7 +28,7 @@ class EdgeConv(nn.Sequential):
             nn.Conv2d(2 * in_dim, dim, kernel_size=1, bias=False), nn.GroupNorm(NORM_GROUPS, dim), nn.LeakyReLU(SLOPE)
         )
 
-    def forward(self, sources: Tensor, queries: Tensor, index: Tensor) -> Tensor:
+    def forward(self, sources: Tensor, queries: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
         """Aggregate along the edges.
 
         Args:
@@ -39,10 +39,11 @@ class EdgeConv(nn.Sequential):
         Returns:
             (B, Q, dim).
         """
-        of_difference, of_query = self[0].weight.flatten(1).chunk(2, dim=1)  # (dim, in_dim) each
+        conv, norm, activation = self
+        of_difference, of_query = conv.get_parameter("weight").flatten(1).chunk(2, dim=1)  # (dim, in_dim) each
         from_sources = take(F.linear(sources, of_difference), index)  # (B, Q, k, dim)
         edges = from_sources + F.linear(queries, of_query - of_difference).unsqueeze(2)
-        edges = self[2](self[1](edges.movedim(-1, 1)))  # (B, dim, Q, k)
+        edges = activation(norm(edges.movedim(-1, 1)))  # (B, dim, Q, k)
         return edges.max(-1).values.transpose(1, 2)  # unlike amax: where tokens are equal its gradient goes to one
 
 
