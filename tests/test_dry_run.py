@@ -61,7 +61,7 @@ def test_what_it_expects_is_positive_and_finite(here, config, mode):
 
 
 def test_what_it_expects_follows_from_what_it_timed(monkeypatch):
-    """Two updates of 40 s and six of 3 s, an evaluation of 50 s, under a clock that only they move."""
+    """Two updates of 40 s and six of 1 to 6 s, an evaluation of 50 s, under a clock that only they move."""
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(dry_run.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(dry_run, "peak_memory", lambda device: 2.5e9)
@@ -70,10 +70,10 @@ def test_what_it_expects_follows_from_what_it_timed(monkeypatch):
 
     def train_batches(epoch, after_update, batches):
         assert (epoch, batches) == (0, 16)  # two batches an update
-        for seconds in (40.0, 40.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0):
+        for seconds in (40.0, 40.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
             clock.now += seconds
             after_update()
-        state.progress.waited = 49.0
+        state.progress.waited = 50.5
 
     def evaluate():
         clock.now += 50.0
@@ -86,10 +86,10 @@ def test_what_it_expects_follows_from_what_it_timed(monkeypatch):
     config = {"step_per_update": 2, "max_epoch": 10}
     expected = dry_run.measure_dry(run, config, state, Loader(range(30)), train_batches, evaluate, interval=4)
     assert expected == {
-        "seconds per update": 3.0,
-        "seconds per epoch": 45.0,
+        "seconds per update": 3.5,  # without the first two
+        "seconds per epoch": 52.5,
         "seconds per evaluation": 50.0,
-        "hours for 11 epochs and 4 evaluations": pytest.approx((11 * 45 + 4 * 50) / 3600),  # epochs 0, 4, 8, 10
+        "hours for 11 epochs and 4 evaluations": pytest.approx((11 * 52.5 + 4 * 50) / 3600),  # epochs 0, 4, 8, 10
         "peak memory, GB": 2.5,
         "waiting for data, %": 50.0,
     }

@@ -241,6 +241,7 @@ def order(loader):
 def test_loader_batches_and_seeds(recorded):
     assert len(loader_of(11)) == 2
     assert [len(points) for points, _ in loader_of(11, bs=5)] == [5, 5]
+    assert [len(points) for points, _ in loader_of(3, bs=1)] == [1, 1, 1]
     assert loader_of(11, seed=3).dataset.seed == 3
     config = {"dataset": {"train": {"NAME": "Recorded", "N": 11, "others": {"seed": 7}}}, "total_bs": 4}
     assert training_loader(config, arguments(seed=3)).dataset.seed == 7

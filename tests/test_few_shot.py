@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+import main
 from datasets import build_dataset
 from datasets.few_shot_splits import main as draw
 from datasets.few_shot_splits import write_folds
@@ -406,6 +407,16 @@ def test_a_run_is_refused_before_its_first_fold(here):
         run("nothing", "--resume")
     with pytest.raises(FileNotFoundError, match=r"2way_3shot/2\.pkl"):
         run("missing", way=2, fold=2)
+
+
+def test_what_a_config_lacks_is_named_with_the_mode(here, capsys):
+    config = {key: value for key, value in CONFIG.items() if key != "npoints"}
+    Path("cfgs/few-shot/incomplete.yaml").write_text(yaml.safe_dump(config))
+    assert main.main(["--config", "cfgs/few-shot/incomplete.yaml", "--scratch_model"]) == 1
+    assert capsys.readouterr().err == (
+        "error: cfgs/few-shot/incomplete.yaml has no 'npoints', which few-shot classification needs; choose another "
+        "config of cfgs/ or another mode (--help)\n"
+    )
 
 
 def test_folds_that_have_not_begun_need_weights(whole, here):
