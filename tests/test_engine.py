@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from argparse import Namespace
 
 import pytest
@@ -312,6 +313,13 @@ def test_run_folder_holds_what_it_should(here):
     assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "| accuracy | 2.00 |" in (folder / "results.md").read_text()
     assert not list(folder.glob("*.tmp"))
+
+
+def test_curves_that_cannot_be_written_are_named(here, monkeypatch):
+    with open_run(EasyDict(max_epoch=1), arguments(), "training", training=True) as run:
+        monkeypatch.setattr(run._writer, "add_scalar", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        with pytest.raises(OSError, match=r"cannot write .*/tiny/TFBoard/e: No space left"):
+            run.draw({"train/loss": 1.0}, 0)
 
 
 def test_a_run_is_not_overwritten_by_mistake(here):

@@ -220,6 +220,14 @@ def test_scaled_gradients_are_clipped_by_their_true_norm():
     assert model.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
+def test_gradients_that_are_not_finite_stay_as_they_are():
+    model = nn.Linear(2, 1, bias=False)
+    optimizer, precision = torch.optim.SGD(model.parameters(), lr=1.0), Precision("none")
+    model.weight.grad = torch.tensor([[3.0, torch.inf]])
+    assert precision.clip(optimizer, model.parameters(), 1.0).isnan()
+    assert model.weight.grad.tolist() == [[3.0, torch.inf]]
+
+
 # ---- compiled blocks ----
 
 

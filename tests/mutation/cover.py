@@ -26,8 +26,8 @@ PROCESSES = {
         *(*TRAINING, "tools/runner_pretrain.py", "tools/evaluation/classification.py", "tools/evaluation/inference.py"),
         *("utils/distributed.py", "utils/seed.py"),
     ),
-    "tests/test_dry_run.py": ("tools/training/dry_run.py",),
-    "tests/test_faults.py": (*TRAINING, "utils/checkpoint.py", "utils/files.py"),
+    "tests/test_dry_run.py": ("tools/training/dry_run.py", "tools/training/repeat.py"),
+    "tests/test_faults.py": (*TRAINING, "tools/training/report.py", "utils/checkpoint.py", "utils/files.py"),
     "tests/test_pack.py": ("datasets/pack.py", "datasets/packed.py"),
     "tests/test_resume.py": (
         *(*TRAINING, "utils/checkpoint.py", "utils/files.py", "utils/seed.py", "utils/signals.py"),
