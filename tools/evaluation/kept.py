@@ -41,7 +41,7 @@ def load_arrays(
         path: file of `save_arrays`.
         names: of the arrays to return.
         origin: what they must belong to.
-        what: what they are, for messages.
+        what: what they are, for messages, such as "a bank".
         flag: of the command line that names the file, for messages.
         may_differ: keys of the origin of which another value is a warning.
 
@@ -58,7 +58,7 @@ def load_arrays(
         if not isinstance(found, dict):
             raise ValueError("its origin is none")
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no {what} ({error}); {way_out}") from error
+        raise ValueError(f"{path} holds no {what.removeprefix('a ')} ({error}); {way_out}") from error
     now = json.loads(json.dumps(origin))
     for key in may_differ:
         if difference := _difference(found.pop(key, None), now.pop(key, None), key):
