@@ -61,7 +61,8 @@ def _build_parser() -> Parser:
     """Declare every flag."""
     parser = Parser(
         prog="python main.py",
-        description="Pre-train, evaluate and fine-tune I2P-MAE and Point-M2AE. Without a mode flag: pre-train.",
+        description="Pre-train, evaluate and fine-tune I2P-MAE, Point-M2AE and Point-MAE; match with Point-NN. "
+        "Without a mode flag: pre-train.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
