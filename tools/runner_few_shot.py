@@ -124,7 +124,8 @@ def of_task(config: dict[str, Any], task: Task) -> EasyDict:
 
 def _split(config: dict[str, Any], subset: str) -> dict[str, Any]:
     """Return the data set entry of a split, which `--test_bank` reads under another name."""
-    return config["dataset"].get(subset) or config["dataset"][f"svm_{subset}"]
+    data = config["dataset"]
+    return data[subset] if subset in data else data[f"svm_{subset}"]
 
 
 def how_far(folder: Path, mode: str, config: dict[str, Any], tasks: list[Task]) -> tuple[list[Task], list[Task]]:
