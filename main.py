@@ -16,15 +16,20 @@ from utils.config import load_config
 from utils.parser import parse_args
 
 RUNNERS = {  # flag → runner; without a flag: pre-training
+    "plug_in": "runner_plug_in",  # of --test
     "test": "runner_test",
     "test_svm": "runner_test_svm",
+    "test_bank": "runner_test_bank",
     "finetune_model": "runner_finetune",
     "scratch_model": "runner_finetune",
     "profile": "runner_profile",
 }
-TASKS = {  # data set → runner of what trains on it or tests
-    "ModelNetFewShot": "runner_few_shot",
-    "ShapeNetPart": "runner_part_segmentation",
+SEGMENTERS_AND_TASKS = {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_segmentation"}
+TASKS = {  # runner → data set → the runner that takes its place
+    "runner_finetune": SEGMENTERS_AND_TASKS,
+    "runner_test": SEGMENTERS_AND_TASKS,
+    "runner_test_bank": {"ModelNetFewShot": "runner_few_shot"},
+    "runner_plug_in": {"ModelNetFewShot": "runner_few_shot"},
 }
 OTHER_MODE = "--resume continues a run: add the flag of its mode, such as --finetune_model, or choose another config"
 EXIT_USAGE = 2
@@ -79,23 +84,28 @@ def run(config: EasyDict, args: Namespace) -> int:
 
 
 def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callable[[EasyDict, Namespace], Any]]:
-    """Choose the runner of the mode flag; where it trains or tests, the data set may call for its own.
+    """Choose the runner of the mode flag; the data set may call for its own.
 
     Returns:
-        The module and what of it to call: its `run`, once or, with `--seeds`, once a seed.
+        The module whose mode it is and what to call: its `run`, once or, with `--seeds`, once a seed.
     """
     name = next((name for flag, name in RUNNERS.items() if getattr(args, flag)), "runner_pretrain")
-    data = config.dataset.get("train") or config.dataset.get("test") or {}
-    task = TASKS.get(data.get("NAME"), name) if name in ("runner_finetune", "runner_test") else name
+    splits = ("svm_train", "train", "test") if args.test_bank else ("train", "test")
+    data = next(filter(None, map(config.dataset.get, splits)), {})
+    task = TASKS.get(name, {}).get(data.get("NAME"), name)
     if task != "runner_few_shot" and (args.way, args.shot, args.fold) != (None, None, None):
         raise ValueError(
             f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "
-            "choose a config of cfgs/few-shot/ with --finetune_model, --scratch_model or --test"
+            "choose a config of cfgs/few-shot/ with --finetune_model, --scratch_model or --test, or "
+            "cfgs/point-nn/few-shot.yaml with --test_bank"
         )
     chosen = runner(task)
     if args.seeds:
         return chosen, partial(importlib.import_module("tools.training.repeat").run, chosen)
-    return chosen, partial(chosen.run, run_fold=runner(name).run) if task == "runner_few_shot" else chosen.run
+    if task != "runner_few_shot":
+        return chosen, chosen.run
+    of_a_fold = runner(name)
+    return of_a_fold if args.test_bank else chosen, partial(chosen.run, run_fold=of_a_fold.run)
 
 
 def runner(name: str) -> ModuleType:

@@ -56,7 +56,7 @@ def hold_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         kept, held = train_test_split(np.arange(len(labels)), test_size=SHARE, stratify=labels, random_state=seed)
     except ValueError as error:
         raise ValueError(
-            f"{len(labels)} training clouds of {len(np.unique(labels))} classes cannot be split for --select_on val "
-            f"({error}); use --select_on test"
+            f"{len(labels)} training clouds of {len(np.unique(labels))} classes cannot be split to hold some out "
+            f"({error}); give more, or use --select_on test instead of val"
         ) from error
     return np.sort(kept), np.sort(held)

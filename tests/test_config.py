@@ -82,6 +82,7 @@ POINT_MAE = {
 }
 POINT_TRANSFORMER = TRANSFORMER | {"NAME": "PointTransformer", "cls_dim": 40, "group_size": 32, "num_group": 64}
 POINT_TRANSFORMER_SCAN = POINT_TRANSFORMER | {"cls_dim": 15, "num_group": 128}
+POINT_NN = {"NAME": "Point_NN", "stages": 4, "k": 90, "alpha": 1000, "beta": 100, "normalise": "batch"}
 MODELS = {
     "pre-training/i2p-mae": I2P_PRETRAIN | {"clip_config": {"visual_encoder": "ViT-B/16", "feat_dim": 512}},
     "pre-training/point-m2ae": M2AE_PRETRAIN,
@@ -211,6 +212,15 @@ for method in ("", "point-m2ae_"):
         f"fine-tuning/{method}scan_obj-bg": halves("", "subset", OBJ_BG),
         f"few-shot/{method}modelnet40": halves("", "subset", FEW_SHOT),
     }
+DATA |= {
+    "point-nn/modelnet40": halves("svm_", "partition", MODELNET_H5, num_points=1024, bs=16),
+    "point-nn/scan_obj-bg": halves("svm_", "subset", OBJ_BG, npoints=1024, bs=16),
+    "point-nn/scan_obj": halves("svm_", "subset", OBJ, npoints=1024, bs=16),
+    "point-nn/scan_pb": halves("svm_", "subset", PB, npoints=1024, bs=16),
+    "point-nn/few-shot": halves("svm_", "subset", FEW_SHOT, bs=16),
+}
+BANKS = ("modelnet40", "scan_obj-bg", "scan_obj", "scan_pb", "few-shot")
+MODELS |= {f"point-nn/{name}": POINT_NN | {"dim": 72} for name in BANKS}
 
 
 def name_of(path: Path) -> str:
@@ -219,7 +229,7 @@ def name_of(path: Path) -> str:
 
 def test_every_shipped_config_but_the_demos_has_its_values_here() -> None:
     shipped = {name_of(path) for path in SHIPPED if path.parent.name != "demo"}
-    trained = {name for name in shipped if "linear-svm" not in name}
+    trained = {name for name in shipped if "linear-svm" not in name and "point-nn" not in name}
     assert shipped == MODELS.keys() == DATA.keys()
     assert trained == TRAINING.keys()
 
@@ -244,6 +254,12 @@ def test_a_shipped_config_says_how_many_epochs_its_last_one_makes(path: Path) ->
     (line,) = re.findall(r"^max_epoch: .*", path.read_text(), re.MULTILINE)
     last = load_config(path).max_epoch
     assert line == f"max_epoch: {last}  # the last epoch's number: {last + 1} epochs"
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_a_bank_sees_1024_points_as_released(name: str) -> None:
+    """The data sets give the first 1024; few-shot clouds are sampled."""
+    assert load_config(CFGS / f"point-nn/{name}.yaml").get("npoints") == (1024 if name == "few-shot" else None)
 
 
 @pytest.mark.parametrize("name", SVM_C)

@@ -30,6 +30,49 @@ def test_every_shipped_config_but_the_demos_has_a_command():
     assert shipped == {re.search(r"--config (\S+)", command)[1] for command in COMMANDS}
 
 
+SYSTEMS = {
+    "I2P_MAE": "I2P-MAE",
+    "Point_M2AE": "Point-M2AE",
+    "Point_MAE": "Point-MAE",
+    "PointTransformer": "Point-MAE",
+    "Point_NN": "Point-NN",
+}
+
+
+def done_by(command: str) -> tuple[str, str]:
+    """Which system a command runs, and what it does."""
+    arguments = shlex.split(re.sub(r"--ckpts \S+", "", command))
+    config = load_config(ROOT / arguments[1])
+    data = (config.dataset.get("train") or config.dataset.get("svm_train")).NAME
+    tasks = {"ModelNetFewShot": "few-shot", "ShapeNetPart": "part segmentation"}
+    flags = {
+        "--test_svm": "linear SVM",
+        "--test_bank": "memory bank",
+        "--finetune_model": "fine-tuning",
+        "--test": "test",
+    }
+    task = tasks.get(data) or next((name for flag, name in flags.items() if flag in arguments), "pre-training")
+    stem = Path(arguments[1]).stem
+    system = next(name for model, name in SYSTEMS.items() if config.model.NAME.startswith(model))
+    return ("I2P-MAE" if stem == "i2p-mae" else system), task
+
+
+def test_the_table_of_systems_says_yes_where_there_is_a_command_and_no_elsewhere():
+    (table,) = re.findall(r"^\| \| configs .*\n\|---.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    (header,) = re.findall(r"^\| \| configs \| (.*) \|$", README, re.MULTILINE)
+    claimed, places = {}, []
+    for line in table.splitlines():
+        system, configs, *cells = line.strip("| ").split(" | ")
+        places += re.findall(r"`(?:cfgs/)?([\w-]+)/`", configs)
+        claimed |= {(system, task): cell for task, cell in zip(header.split(" | "), cells, strict=True)}
+    found = {done_by(command) for command in COMMANDS}
+    assert len(claimed) == 4 * 6
+    assert claimed == {key: "yes" if key in found else "no" for key in claimed}
+    assert {system for system, _ in found} == {system for system, _ in claimed}
+    assert places
+    assert all((ROOT / "cfgs" / place).is_dir() for place in places)
+
+
 def test_links_lead_to_files():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) >= 4

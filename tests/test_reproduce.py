@@ -1,5 +1,6 @@
 """`python -m tools.reproduce`: every published figure has a command, and what runs lands beside it."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tools import (
     runner_pretrain,
     runner_profile,
     runner_test,
+    runner_test_bank,
     runner_test_svm,
 )
 from tools.evaluation import reproduction
@@ -67,13 +69,14 @@ def leaves(tree: object, path: str) -> list[str]:
 
 
 def test_every_published_figure_of_the_methods_has_a_row():
-    figures = [leaf for method in ("I2P-MAE", "Point-M2AE", "Point-MAE") for leaf in leaves(PUBLISHED[method], method)]
+    methods = ("I2P-MAE", "Point-M2AE", "Point-MAE", "Point-NN")
+    figures = [leaf for method in methods for leaf in leaves(PUBLISHED[method], method)]
     assert sorted(row.key for row in ROWS) == sorted(figures)
 
 
 def test_every_method_names_its_source():
-    methods = [entry for entry in PUBLISHED.values() if "params_M" in entry]
-    assert len(methods) == 5
+    methods = [entry for entry in PUBLISHED.values() if "params_M" in entry or "bank_unverified" in entry]
+    assert len(methods) == 6
     assert all(entry["source"] for entry in methods)
 
 
@@ -88,6 +91,7 @@ def test_every_command_parses_and_its_config_loads(row, way, here):
         "I2P-MAE": ("Point_M2AE_SEG",) if "part_seg" in row.key else ("I2P_MAE",),
         "Point-M2AE": ("Point_M2AE",),
         "Point-MAE": ("Point_MAE", "PointTransformer"),
+        "Point-NN": ("Point_NN",),
     }
     assert config.model.NAME.startswith(names[row.method])
 
@@ -110,7 +114,31 @@ def test_figures_are_read_under_the_modes_that_the_runners_write():
     parts, tuning = runner_part_segmentation.MODE, runner_finetune.MODE
     written = {runner_pretrain.MODE, runner_test_svm.MODE, runner_test.MODE, runner_profile.MODE}
     written |= {tuning, f"few-shot {tuning}", parts, f"{parts}, {tuning}"}
+    bank = runner_test_bank.MODE
+    written |= {bank, f"few-shot {bank}", importlib.import_module("tools.runner_part_prototypes").MODE}
     assert {way.mode for _, way in CASES} == written
+
+
+def test_figures_without_a_source_are_called_unverified():
+    titles = {key: row.title for key, row in ROW.items() if key.startswith("Point-NN.")}
+    assert len(titles) == 10
+    assert {key for key, title in titles.items() if "unverified" not in title} == {
+        "Point-NN.part_seg.paper_mIoU", "Point-NN.part_seg.script_mIoU",
+    }  # fmt: skip
+
+
+def test_a_bank_is_measured_by_the_published_protocol(here, launched):
+    publish(ROW["Point-NN.bank_unverified.modelnet40"])
+    publish(ROW["Point-NN.fewshot_unverified.5w10s"])
+    assert main(["--only", "Point-NN.bank_unverified.modelnet40", "Point-NN.fewshot_unverified.5w10s"]) == 0
+    assert [" ".join(command) for command in launched] == [
+        "--config cfgs/point-nn/modelnet40.yaml --test_bank --select_on test --exp_name reproduce",
+        "--config cfgs/point-nn/few-shot.yaml --test_bank --select_on test --way 5 --shot 10 --exp_name reproduce",
+    ]
+    entries = written()
+    assert entries["Point-NN.bank_unverified.modelnet40"]["published"] == 81.8
+    assert entries["Point-NN.bank_unverified.modelnet40"]["ours"] == 80.5
+    assert entries["Point-NN.fewshot_unverified.5w10s"]["ours"] == [89.0, 6.5]
 
 
 def test_figures_by_others_stand_beside_the_published_ones():
@@ -234,6 +262,8 @@ def launched(monkeypatch):
         "part segmentation": {"class_mIoU": 85.0, "instance_mIoU": 87.0},
         "few-shot fine-tuning": {"settings": {"5-way 10-shot": {"best": {"mean": 96.5, "std": 2.0}}}},
         "pre-training": {"seconds": 7200.0},
+        "memory bank": {"accuracy": 80.5},
+        "few-shot memory bank": {"settings": {"5-way 10-shot": {"best": {"mean": 89.0, "std": 6.5}}}},
     }
 
     def launch(command: list[str]) -> int:

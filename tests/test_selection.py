@@ -65,7 +65,9 @@ def test_another_seed_holds_others_out():
 
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1], [0] * 30 + [1]])
 def test_too_few_clouds_of_a_class_are_refused(labels):
-    with pytest.raises(ValueError, match=rf"^{len(labels)} training clouds of 2 classes .*use --select_on test$"):
+    with pytest.raises(
+        ValueError, match=rf"^{len(labels)} training clouds of 2 classes .*use --select_on test instead of val$"
+    ):
         hold_out(np.array(labels), 0)
 
 

@@ -51,6 +51,7 @@ def test_defaults() -> None:
         "deterministic": False,
         "num_workers": min(4, os.cpu_count() or 1),
         "profile": False,
+        "test_bank": False,
         "select_on": "test",
         "seeds": None,
         "dry_run": False,
@@ -66,6 +67,9 @@ def test_defaults() -> None:
         "local_rank": None,
         "sync_bn": False,
         "save_features": None,
+        "save_bank": None,
+        "plug_in": None,
+        "bank_ckpts": None,
         "env": False,
         "given": {"config"},
     }
@@ -89,6 +93,9 @@ def test_what_is_given_is_told_from_defaults() -> None:
         ["--resume"],
         ["--test", "--ckpts", "W"],
         ["--test", "--vote", "--ckpts", "W"],
+        ["--test_bank", "--ckpts", "W"],
+        ["--test_bank", "--ckpts", "W", "--select_on", "val"],
+        ["--test", "--ckpts", "W", "--plug_in", "cfgs/x.yaml", "--bank_ckpts", "W"],
     ],
     ids=" ".join,
 )
@@ -131,6 +138,15 @@ def test_each_precision_can_be_given(amp: str) -> None:
         (["--test", "--ckpts", ""], "an empty path; name a file"),
         (["--test", "--ckpts", "W", "--votes", "3"], "--votes says how often to repeat --vote: add it"),
         (["--test_svm", "scan", "--ckpts", "W", "--save_features", "/tmp/"], "--save_features /tmp is a folder"),
+        (["--test_bank", "--save_bank", "/tmp/"], "--save_bank /tmp is a folder; name a file in it, such as bank.npz"),
+        (["--test", "--ckpts", "W", "--save_bank", "a"], "--save_bank keeps the bank of --test_bank: add it"),
+        (["--test_bank", "--resume"], "an evaluation reads --ckpts only"),
+        (["--test_bank", "--seeds", "0", "1"], "an evaluation takes one --seed"),
+        (["--test_bank", "--test", "--ckpts", "W"], "not allowed with argument --test_bank"),
+        (["--test_svm", "scan", "--ckpts", "W", "--select_on", "val"], "--select_on val chooses a checkpoint in"),
+        (["--test_bank", "--plug_in", "cfgs/x.yaml"], "--plug_in adds a memory bank to a classifier that is tested"),
+        (["--test", "--vote", "--ckpts", "W", "--plug_in", "a"], "--plug_in and --vote are two ways to test: drop one"),
+        (["--test", "--ckpts", "W", "--bank_ckpts", "W"], "weights of the model that --plug_in names: add it"),
         (["--seeds", "1", "2", "1"], "--seeds: 1 2 1 repeats a seed; give each once"),
         (["--val_freq", "0"], "0 must be at least 1"),
         (["--num_workers", "-1"], "-1 must be at least 0"),
@@ -151,6 +167,12 @@ def test_contradictions_are_refused_with_the_way_out(
 def test_votes_are_49_unless_the_command_line_says_otherwise(weights: str) -> None:
     test = [*CONFIG, "--test", "--vote", "--ckpts", weights]
     assert [parse_args(test).votes, parse_args([*test, "--votes", "3"]).votes] == [49, 3]
+
+
+def test_a_bank_chooses_without_the_test_split_unless_the_command_line_says_otherwise() -> None:
+    bank = [*CONFIG, "--test_bank"]
+    assert [parse_args([*bank, *more]).select_on for more in ([], ["--select_on", "test"])] == ["val", "test"]
+    assert parse_args(bank).given == {"config", "test_bank"}
 
 
 def test_of_several_processes_the_first_says_what_is_wrong_with_the_command_line(
@@ -186,8 +208,11 @@ def test_help_shows_every_mode_in_commands_that_parse(weights: str, capsys: pyte
         parse_args(["--help"])
     commands = re.findall(r"python main\.py (--.+)", capsys.readouterr().out)
     parsed = [parse_args(re.sub(r"ckpts/\S+", weights, command).split()) for command in commands]
-    modes = [(a.test_svm is not None, a.finetune_model, a.scratch_model, a.test, a.vote) for a in parsed]
-    assert len(set(modes)) == 6
+    modes = [
+        (a.test_svm is not None, a.finetune_model, a.scratch_model, a.test, a.vote, a.test_bank, a.plug_in is not None)
+        for a in parsed
+    ]
+    assert len(set(modes)) == 8
     assert all(args.config.is_file() for args in parsed)
 
 

@@ -1,4 +1,4 @@
-"""`--finetune_model` and `--scratch_model` on few-shot tasks: a training run per fold, and the mean over the folds."""
+"""Few-shot tasks: a training run or, with `--test_bank`, a memory bank per fold, and the mean over the folds."""
 
 import itertools
 import logging
@@ -13,7 +13,8 @@ from easydict import EasyDict
 
 from datasets.modelnet40_fewshot import require_fold
 from datasets.published import FOLDS, SHOTS, WAYS
-from tools.training.modes import TO_TRAIN, training_mode
+from tools.evaluation.bank import ALL_OTHERS
+from tools.training.modes import MEMORY_BANK, TO_TRAIN, training_mode
 from tools.training.record import continue_as
 from tools.training.run import Run, open_run, read_results
 from utils.config import load_config
@@ -27,8 +28,15 @@ MODE = "few-shot classification"
 REQUIRED = (*TO_TRAIN, "npoints", "dataset.test")
 NOTE = (
     "Percent; mean ± standard deviation over the folds (numpy.std, divided by their number). Published figures are "
-    "those of the best epochs, chosen on the test clouds."
+    "those of the best {}, chosen on the test clouds."
 )
+OF_EPOCHS = {"best": "best_accuracy", "final": "final_accuracy"}  # of a setting → of a fold's results
+BANK_ROWS = {
+    "leave_one_out": f"γ of each fold chosen by {ALL_OTHERS}",
+    "best": "γ of each fold chosen on its test clouds",
+    "nearest_neighbor": "nearest neighbour",
+}
+OF_BANKS = {"accuracy": "accuracy", **{which: f"{which}_accuracy" for which in BANK_ROWS}}
 
 
 class Task(NamedTuple):
@@ -45,16 +53,17 @@ class Task(NamedTuple):
 
 
 def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Train a classifier on each fold asked for; sum up all finished folds of the run's folder.
+    """Train a classifier or make a bank on each fold asked for; sum up all finished folds of the run's folder.
 
     With `--resume`, folds that are finished are not run again and one that was interrupted continues. Folds run by
     other commands under the same name count in the table too, so that several machines can share the work; folds of one
-    table share seed, weights, precision and what chose the best epoch.
+    table share seed, weights, precision and what chose the best epoch. Banks are quick, and made again each time.
 
     Args:
-        config: resolved config of cfgs/few-shot/.
+        config: resolved config of cfgs/few-shot/, or cfgs/point-nn/few-shot.yaml.
         args: command line; `way`, `shot` and `fold` choose, of what is not given the published ones are all run.
-        run_fold: (config, args, part) → results of one fold; `run` of the runner that trains or, with `--test`, tests.
+        run_fold: (config, args, part) → results of one fold; `run` of the runner that trains, makes banks or, with
+            `--test`, tests.
 
     Returns:
         The summary, see `summarise`; with `--test` what `run_fold` returns.
@@ -71,29 +80,31 @@ def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[st
         return run_fold(of_task(config, tasks[0]), args)
     if args.dry_run:  # one fold stands for all
         return run_fold(of_task(config, tasks[0]), args, part=tasks[0].part)
-    mode = training_mode(args)
+    if args.save_bank:
+        raise ValueError("--save_bank keeps one bank, and each few-shot fold has its own: drop it")
+    mode = MEMORY_BANK if args.test_bank else training_mode(args)
     with open_run(config, args, f"few-shot {mode}", training=False) as run:
-        begun = [task for task in tasks if Run(run.folder / task.part, mode, {}).resumable]
-        left = [task for task in tasks if not is_finished(run.folder / task.part, mode, of_task(config, task))]
+        begun, left = ([], tasks) if args.test_bank else how_far(run.folder, mode, config, tasks)
         if restarted():  # whatever the command line says: continue what is there
             args.resume = bool(begun)
         check_start(run, config, args, begun, left)
-        hold_together(run, mode, config["max_epoch"], args, [task for task in left if task in begun])
+        last = config.get("max_epoch", 0)  # a bank has no epochs
+        hold_together(run, mode, last, args, begun, left)
         results: dict[str, Any] = {}
         if len(left) < len(tasks):
             logger.info("%d of %d folds are finished already", len(tasks) - len(left), len(tasks))
-            results = report(run, mode, config["max_epoch"], final=not left, trained=False)
+            results = report(run, mode, last, final=not left, trained=False)
         for task in left:
             task_args = Namespace(**{**vars(args), "resume": task in begun})
             run_fold(of_task(config, task), task_args, part=task.part)
             setup_logger(run.log)  # instead of the fold's
-            results = report(run, mode, config["max_epoch"], final=task == left[-1])
+            results = report(run, mode, last, final=task == left[-1])
         return results
 
 
 def choose_tasks(config: dict[str, Any], args: Namespace) -> list[Task]:
     """Return the folds to run: what the command line, or else the config, says; all published ones of the rest."""
-    others = config["dataset"]["train"].get("others") or {}
+    others = _split(config, "train").get("others") or {}
     choices = []
     for key, published in (("way", WAYS), ("shot", SHOTS), ("fold", range(FOLDS))):
         given = others.get(key) if getattr(args, key) is None else getattr(args, key)
@@ -106,9 +117,21 @@ def of_task(config: dict[str, Any], task: Task) -> EasyDict:
     entries = {
         name: {**entry, "others": {**(entry.get("others") or {}), **task._asdict()}}
         for name, entry in config["dataset"].items()
-        if name in ("train", "test")
+        if name in ("train", "test", "svm_train", "svm_test")
     }
     return EasyDict({**config, "dataset": {**config["dataset"], **entries}})
+
+
+def _split(config: dict[str, Any], subset: str) -> dict[str, Any]:
+    """Return the data set entry of a split, which `--test_bank` reads under another name."""
+    data = config["dataset"]
+    return data[subset] if subset in data else data[f"svm_{subset}"]
+
+
+def how_far(folder: Path, mode: str, config: dict[str, Any], tasks: list[Task]) -> tuple[list[Task], list[Task]]:
+    """Return the tasks whose training has begun and those that it has not come to the end of."""
+    begun = [task for task in tasks if Run(folder / task.part, mode, {}).resumable]
+    return begun, [task for task in tasks if not is_finished(folder / task.part, mode, of_task(config, task))]
 
 
 def check_start(run: Run, config: dict[str, Any], args: Namespace, begun: list[Task], left: list[Task]) -> None:
@@ -123,14 +146,15 @@ def check_start(run: Run, config: dict[str, Any], args: Namespace, begun: list[T
     if fresh and args.finetune_model and not (args.ckpts or args.start_ckpts):
         raise ValueError(f"{len(fresh)} folds have not begun and need the weights to fine-tune: add --ckpts FILE")
     for task in left:
-        require_fold(config["dataset"]["train"]["DATA_PATH"], *task)
+        require_fold(_split(config, "train")["DATA_PATH"], *task)
 
 
-def hold_together(run: Run, mode: str, max_epoch: int, args: Namespace, to_resume: list[Task]) -> None:
-    """Hold the command line to the folds that are finished and to those it resumes, before one is trained."""
+def hold_together(run: Run, mode: str, max_epoch: int, args: Namespace, begun: list[Task], left: list[Task]) -> None:
+    """Hold the command line to the folds that stay as they are and to those it resumes, before one is trained."""
     for task, results in finished_folds(run.folder, mode, max_epoch).items():
-        continue_as(run.folder / task.part, {"mode": mode, **results["about"]}, mode, run.about, args)
-    for task in to_resume:
+        if task not in left:
+            continue_as(run.folder / task.part, {"mode": mode, **results["about"]}, mode, run.about, args)
+    for task in (task for task in left if task in begun):
         fold = Run(run.folder / task.part, mode, {})
         continue_as(fold.folder, fold.latest()[1].get("run", {}), mode, run.about, args)
 
@@ -147,7 +171,7 @@ def is_finished(folder: Path, mode: str, config: dict[str, Any]) -> bool:
 def finished_results(folder: Path, mode: str, max_epoch: int) -> dict[str, Any] | None:
     """Return the results in a fold's folder, None if it is not trained to the end."""
     results = read_results(folder / "results.json").get(mode)
-    return results if results and results["final_epoch"] >= max_epoch else None
+    return results if results and results.get("final_epoch", max_epoch) >= max_epoch else None
 
 
 def finished_folds(folder: Path, mode: str, max_epoch: int) -> dict[Task, dict[str, Any]]:
@@ -169,29 +193,30 @@ def summarise(folder: Path, mode: str, max_epoch: int) -> dict[str, Any]:
         max_epoch: last epoch of a finished fold.
 
     Returns:
-        The protocol, what chose the best epochs, and `settings`: for each "<way>-way <shot>-shot" the folds and, of
-        the best and of the final epoch, the accuracy of each fold, their mean and their standard deviation.
+        The protocol, what chose the best epochs or γ, and `settings`: for each "<way>-way <shot>-shot" the folds and,
+        of the best and of the final epoch, or of each way to choose γ, the accuracy of each fold, their mean and their
+        standard deviation.
     """
     finished = finished_folds(folder, mode, max_epoch)
     settings: dict[str, Any] = {}
     for (way, shot), group in itertools.groupby(finished, key=lambda task: task[:2]):
         tasks = list(group)
         setting: dict[str, Any] = {"folds": [task.fold for task in tasks]}
-        for which in ("best", "final"):
-            accuracies = [finished[task][f"{which}_accuracy"] for task in tasks]
+        for which, key in (OF_BANKS if mode == MEMORY_BANK else OF_EPOCHS).items():
+            accuracies = [finished[task][key] for task in tasks]
             mean, std = float(np.mean(accuracies)), float(np.std(accuracies))
             setting[which] = {"accuracies": accuracies, "mean": mean, "std": std}
         settings[f"{way}-way {shot}-shot"] = setting
-    return {
-        "protocol": ", ".join(sorted({results["protocol"] for results in finished.values()})),
-        "best_chosen_on": ", ".join(sorted({results["best_chosen_on"] for results in finished.values()})),
-        "settings": settings,
-    }
+    chooser = "gamma_chosen_on" if mode == MEMORY_BANK else "best_chosen_on"
+    said = {key: ", ".join(sorted({results[key] for results in finished.values()})) for key in ("protocol", chooser)}
+    return {**said, "settings": settings}
 
 
 def table_of(summary: dict[str, Any]) -> tuple[list[list[str]], list[str]]:
-    """Return rows and headers: a column per setting, mean ± std of the best and of the final epochs below it."""
-    names = {"best": f"best epoch of each fold (chosen on {summary['best_chosen_on']})", "final": "final epoch"}
+    """Return rows and headers: a column per setting, mean ± std of each figure below it."""
+    names = BANK_ROWS
+    if "best_chosen_on" in summary:
+        names = {"best": f"best epoch of each fold (chosen on {summary['best_chosen_on']})", "final": "final epoch"}
     settings = summary["settings"].values()
     rows = [
         [name, *(f"{setting[which]['mean']:.1f} ± {setting[which]['std']:.1f}" for setting in settings)]
@@ -214,5 +239,6 @@ def report(run: Run, mode: str, max_epoch: int, final: bool, trained: bool = Tru
     summary = summarise(run.folder, mode, max_epoch)
     rows, headers = table_of(summary)
     run.one_of_many = not final
-    run.show(run.mode, f"{format_table(rows, headers)}\n{NOTE}")
-    return run.finish(summary, f"{markdown_table(rows, headers)}\n\n{NOTE}", trained)
+    note = NOTE.format("γ" if mode == MEMORY_BANK else "epochs")
+    run.show(run.mode, f"{format_table(rows, headers)}\n{note}")
+    return run.finish(summary, f"{markdown_table(rows, headers)}\n\n{note}", trained)

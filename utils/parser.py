@@ -15,6 +15,9 @@ one example per mode:
     python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pretrain
   linear SVM on the features of a pre-trained model
     python main.py --config cfgs/linear-svm/modelnet40.yaml --test_svm modelnet40 --ckpts ckpts/pre-train.pth
+  memory bank of a model that learns nothing, or of features of a pre-trained one
+    python main.py --config cfgs/point-nn/modelnet40.yaml --test_bank
+    python main.py --config cfgs/linear-svm/modelnet40.yaml --test_bank --ckpts ckpts/pre-train.pth
   fine-tune a classifier
     python main.py --config cfgs/fine-tuning/scan_pb.yaml --finetune_model --ckpts ckpts/pre-train.pth
   train a classifier from scratch
@@ -26,6 +29,9 @@ one example per mode:
   test a classifier, then with voting
     python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --ckpts ckpts/modelnet40.pth
     python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --vote --ckpts ckpts/modelnet40.pth
+  test a classifier beside a memory bank, and the sum of both
+    python main.py --config cfgs/fine-tuning/scan_pb.yaml --test --plug_in cfgs/point-nn/scan_pb.yaml \
+--ckpts ckpts/scan_pb.pth
   pre-train on four GPUs of one machine
     torchrun --nproc_per_node=4 main.py --launcher pytorch --config cfgs/pre-training/i2p-mae.yaml
 """
@@ -55,7 +61,8 @@ def _build_parser() -> Parser:
     """Declare every flag."""
     parser = Parser(
         prog="python main.py",
-        description="Pre-train, evaluate and fine-tune I2P-MAE and Point-M2AE. Without a mode flag: pre-train.",
+        description="Pre-train, evaluate and fine-tune I2P-MAE, Point-M2AE and Point-MAE; match with Point-NN. "
+        "Without a mode flag: pre-train.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,6 +80,11 @@ def _build_parser() -> Parser:
     mode.add_argument("--finetune_model", action="store_true", help="train a classifier or segmenter from --ckpts")
     mode.add_argument("--scratch_model", action="store_true", help="train one from random weights")
     mode.add_argument("--test", action="store_true", help="accuracy of the model in --ckpts")
+    mode.add_argument(
+        "--test_bank",
+        action="store_true",
+        help="match features with a memory bank of the training clouds; no training",
+    )
     mode.add_argument("--profile", action="store_true", help="parameters and multiply-adds of the config's model")
 
     weights = parser.add_argument_group("weights")
@@ -95,7 +107,8 @@ def _build_parser() -> Parser:
         choices=["test", "val"],
         default="test",
         help="what chooses ckpt-best of a classifier: the test split, as published (default), or a tenth of the "
-        "training split that is held out",
+        "training split that is held out; with --test_bank what chooses γ: the test split, as published, or "
+        "leave-one-out on the bank (val, the default there)",
     )
     add_seeds(training, None, "repeat the run with each seed; prints mean ± std")
     training.add_argument(
@@ -162,6 +175,18 @@ def _build_parser() -> Parser:
     other.add_argument(
         "--save_features", type=Path, metavar="FILE", help="with --test_svm: keep the features (.npz); reused if there"
     )
+    other.add_argument(
+        "--save_bank", type=Path, metavar="FILE", help="with --test_bank: keep the bank (.npz); reused if there"
+    )
+    other.add_argument(
+        "--plug_in",
+        type=Path,
+        metavar="CONFIG",
+        help="with --test: add what a memory bank says, encoded by the model of this config",
+    )
+    other.add_argument(
+        "--bank_ckpts", type=_existing_file, metavar="FILE", help="with --plug_in: weights of that model, if it has any"
+    )
     other.add_argument("--env", action="store_true", help="print versions, devices, kernels, data and weights found")
     other.add_argument(
         "--seed", type=integer_from(0, MAX_SEED), default=0, help="seed of every random draw (default: %(default)s)"
@@ -189,13 +214,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.given = frozenset(name for name, value in vars(without_defaults).items() if value is not None)
     if args.config is None and not args.env:
         parser.error("give a config: --config FILE, see cfgs/")
-    evaluates = args.test or args.test_svm is not None
+    evaluates = args.test or args.test_svm is not None or args.test_bank
     for flag in ("test", "test_svm", "finetune_model"):
         if getattr(args, flag) and args.ckpts is None and not (args.resume or args.start_ckpts):
             parser.error(f"--{flag} needs weights: add --ckpts FILE")
     if args.ckpts is not None and not (evaluates or args.finetune_model):
         instead = "use --finetune_model" if args.scratch_model else "use --start_ckpts to pre-train from given weights"
-        parser.error(f"--ckpts is read with --test, --test_svm and --finetune_model only; drop it, or {instead}")
+        parser.error(
+            f"--ckpts is read with --test, --test_svm, --test_bank and --finetune_model only; drop it, or {instead}"
+        )
     if args.resume and args.start_ckpts is not None:
         parser.error("--resume continues from the run's own ckpt-last.pth and --start_ckpts from another: drop one")
     if evaluates and (args.resume or args.start_ckpts is not None):
@@ -208,15 +235,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--votes says how often to repeat --vote: add it")
     if args.save_features and not args.test_svm:
         parser.error("--save_features keeps the features of --test_svm: add it")
-    if args.save_features and args.save_features.is_dir():
-        parser.error(f"--save_features {args.save_features} is a folder; name a file in it, such as features.npz")
+    if args.save_bank and not args.test_bank:
+        parser.error("--save_bank keeps the bank of --test_bank: add it")
+    for flag, path in (("save_features", args.save_features), ("save_bank", args.save_bank)):
+        if path and path.is_dir():
+            name = flag.removeprefix("save_")
+            parser.error(f"--{flag} {path} is a folder; name a file in it, such as {name}.npz")
+    if args.plug_in and not args.test:
+        parser.error("--plug_in adds a memory bank to a classifier that is tested: add --test")
+    if args.plug_in and args.vote:
+        parser.error("--plug_in and --vote are two ways to test: drop one")
+    if args.bank_ckpts and not args.plug_in:
+        parser.error("--bank_ckpts are weights of the model that --plug_in names: add it")
     if args.seeds and (evaluates or args.profile):
         parser.error("--seeds repeats a training run; an evaluation takes one --seed")
     if args.seeds and "seed" in args.given:
         parser.error("--seeds says every seed, and --seed one more: drop --seed")
     if args.dry_run and (evaluates or args.profile):
         parser.error("--dry_run measures a few steps of a training run: drop it, or the mode")
-    if args.select_on == "val" and (evaluates or args.profile):
+    if args.test_bank and "select_on" not in args.given:
+        args.select_on = "val"
+    if args.select_on == "val" and (evaluates or args.profile) and not args.test_bank:
         parser.error("--select_on val chooses a checkpoint in training: drop it")
     if args.sync_bn and args.launcher == "none":
         parser.error("--sync_bn is for several processes: start with torchrun and --launcher pytorch")

@@ -14,7 +14,11 @@ from utils.logger import progress
 
 
 def extract_features(
-    encode: Callable[[Tensor], Tensor], loader: Iterable[Batch], device: torch.device, description: str = "features"
+    encode: Callable[[Tensor], Tensor],
+    loader: Iterable[Batch],
+    device: torch.device,
+    description: str = "features",
+    prepare: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encode every cloud in evaluation mode.
 
@@ -22,11 +26,13 @@ def extract_features(
         encode: points (B, N, 3) → features (B, C); a method of the model, for instance `model.encode`.
         loader: yields (points, labels) in a fixed order.
         device: where the points go.
+        description: what the progress bar says.
+        prepare: points → points, applied on the device before `encode`.
 
     Returns:
         Features (n, C) float32 and labels (n,) int64, in the loader's order.
     """
-    features, labels = evaluate(encode, loader, device, description=description)
+    features, labels = evaluate(encode, loader, device, prepare, description)
     return features.numpy(), labels.numpy()
 
 

@@ -1,4 +1,4 @@
-"""The published figures of I2P-MAE, Point-M2AE and Point-MAE, what each needs, and the commands that give it."""
+"""The published figures of I2P-MAE, Point-M2AE, Point-MAE and Point-NN, what each needs, and its commands."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -151,8 +151,8 @@ class Method(NamedTuple):
     repository: str
     name: str
     prefix: str
-    cost_data: str
-    part_key: str
+    cost_data: str = ""
+    part_key: str = "part_seg"
     own_folder: bool = False
     votes: str = "best of 49 votes"
 
@@ -165,7 +165,8 @@ class Method(NamedTuple):
         """Its config, without cfgs/ and .yaml, for a task and, where there are several, a data set."""
         if not self.own_folder:
             return f"{task}/{self.prefix}{data}" if data else f"{task}/{self.name}"
-        names = {"pre-training": "pre-train", "fine-tuning": data, "linear-svm": f"linear-svm_{data}"}
+        names = {"pre-training": "pre-train", "linear-svm": f"linear-svm_{data}"}
+        names |= dict.fromkeys(("fine-tuning", "memory-bank"), data)
         return f"{self.name}/{names.get(task, task)}"
 
     def row(self, key: str, title: str, config: str, data: Sequence[str], *ways: Way) -> Row:
@@ -239,11 +240,42 @@ def part_segmentation(method: Method) -> Iterator[Row]:
         yield method.row(f"{method.part_key}.{key}", title, config, ["ShapeNetPart"], test, tune)
 
 
+def memory_banks(method: Method) -> Iterator[Row]:
+    """Classification by a memory bank, which learns nothing; γ is the best on the test split, as published."""
+    test = Way(("--test_bank", "--select_on", "test"), "memory bank", ("accuracy",))
+    for key in PUBLISHED[method.key]["bank_unverified"]:
+        data = ["ModelNet40 (SVM)" if key == "modelnet40" else key]
+        title, config = f"memory bank, {key} (unverified)", method.config("memory-bank", key)
+        yield method.row(f"bank_unverified.{key}", title, config, data, test)
+
+
+def few_shot_banks(method: Method) -> Iterator[Row]:
+    """A memory bank for each few-shot task."""
+    for key, (way, shot) in FEW_SHOT.items():
+        test = Way(
+            ("--test_bank", "--select_on", "test", "--way", str(way), "--shot", str(shot)),
+            "few-shot memory bank",
+            ("settings", f"{way}-way {shot}-shot", "best"),
+        )
+        title = f"few-shot, {way}-way {shot}-shot (unverified)"
+        yield method.row(f"fewshot_unverified.{key}", title, method.config("few-shot"), [f"few-shot {key}"], test)
+
+
+def part_prototypes(method: Method) -> Iterator[Row]:
+    """Part segmentation by prototypes, the mean over the parts that a shape truly has."""
+    test = Way(("--test_bank",), "part segmentation by prototypes", ("present_part_mIoU",))
+    for key, by in (("paper_mIoU", "the paper"), ("script_mIoU", "the released script")):
+        title = f"part segmentation, mIoU over parts present, by {by}"
+        yield method.row(f"{method.part_key}.{key}", title, method.config("part-segmentation"), ["ShapeNetPart"], test)
+
+
 def doubt_of(key: str) -> str:
     """What the title of a figure says more, by its key: whether no source was at hand."""
     return " (unverified)" if key.endswith("_unverified") else ""
 
 
+TRAINED = (costs, linear_svms, classifiers, few_shot, part_segmentation)
+MATCHED = (memory_banks, few_shot_banks, part_prototypes)
 METHODS = (
     Method("I2P-MAE", "ZrrSkywalker/I2P-MAE", "i2p-mae", "", "scan_pb", "part_seg_unverified"),
     Method("Point-M2AE", "ZrrSkywalker/Point-M2AE", "point-m2ae", "point-m2ae_", "modelnet40", "part_seg"),
@@ -253,10 +285,7 @@ METHODS = (
         votes="best of votes (published: of 299, here: of 49)",
     ),
 )
-REPOSITORIES = {method.key: method.repository for method in METHODS}
-ROWS = tuple(
-    row
-    for method in METHODS
-    for kind in (costs, linear_svms, classifiers, few_shot, part_segmentation)
-    for row in kind(method)
-)
+POINT_NN = Method("Point-NN", "ZrrSkywalker/Point-NN", "point-nn", "", own_folder=True)
+REPOSITORIES = {method.key: method.repository for method in (*METHODS, POINT_NN)}
+KINDS = [*((method, kind) for method in METHODS for kind in TRAINED), *((POINT_NN, kind) for kind in MATCHED)]
+ROWS = tuple(row for method, kind in KINDS for row in kind(method))

@@ -1,7 +1,5 @@
 """Probes of frozen features: linear SVMs and nearest neighbours; and the file in which features are kept."""
 
-import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,9 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
-from datasets.untrusted import check_labels
+from tools.evaluation.kept import check_rows, load_arrays, save_arrays
 from tools.evaluation.svm import best_candidate, check_features, choose_C, linear_svm_accuracy, stratified_folds
-from utils.files import atomic_write
 
 NEIGHBORS = (1, 3, 5, 10, 20, 50)
 
@@ -130,15 +127,8 @@ def _fit_knn(features: np.ndarray, labels: np.ndarray, k: int) -> KNeighborsClas
 
 
 def save_features(path: Path, features: Features, origin: dict[str, Any]) -> None:
-    """Keep features in an .npz file, which is whole or absent.
-
-    Args:
-        path: in an existing folder.
-        features: of both splits.
-        origin: what they belong to, as plain values.
-    """
-    with atomic_write(path) as file:
-        np.savez(file, origin=np.array(json.dumps(origin)), **features._asdict())
+    """Keep features in an .npz file, which is whole or absent; see `save_arrays`."""
+    save_arrays(path, features._asdict(), origin)
 
 
 def load_features(path: Path, origin: dict[str, Any]) -> Features:
@@ -151,34 +141,5 @@ def load_features(path: Path, origin: dict[str, Any]) -> Features:
     Raises:
         ValueError: if they belong to something else, or the file holds no features.
     """
-    way_out = "give --save_features another file, or delete this one to encode again"
-    try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no .npz file")
-        with np.load(path, allow_pickle=False) as file:
-            found = json.loads(str(file["origin"]))
-            features = Features(*(file[name] for name in Features._fields))
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} holds no features ({error}); {way_out}") from error
-    now = json.loads(json.dumps(origin))
-    if not isinstance(found, dict) or (difference := _difference(found, now)):
-        raise ValueError(f"{path} holds features of another origin: {difference}; {way_out}")
-    return Features(*_checked(path, *features[:2]), *_checked(path, *features[2:]))
-
-
-def _difference(found: Any, now: Any, where: str = "") -> str:
-    """Name the first value that differs; "" if none does."""
-    if not (isinstance(found, dict) and isinstance(now, dict)):
-        return "" if found == now else f"{where} is {found!r} there and {now!r} here"
-    keys = sorted({*found, *now})
-    places = (_difference(found.get(key), now.get(key), f"{where}.{key}" if where else key) for key in keys)
-    return next(filter(None, places), "")
-
-
-def _checked(path: Path, features: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    labels = check_labels(labels, path)
-    if features.dtype != np.float32 or features.ndim != 2 or len(features) != len(labels):
-        raise ValueError(
-            f"{path}: features {features.dtype} {features.shape} of {len(labels)} labels; expected float32, a row each"
-        )
-    return features, labels
+    arrays = load_arrays(path, Features._fields, origin, "features", "--save_features")
+    return Features(*check_rows(path, *arrays[:2]), *check_rows(path, *arrays[2:]))

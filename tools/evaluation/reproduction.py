@@ -1,4 +1,4 @@
-"""The published figures of three methods beside what this code gets, each by a command of main.py."""
+"""The published figures of four methods beside what this code gets, each by a command of main.py."""
 
 import argparse
 import json

@@ -31,6 +31,7 @@ OTHER_CONFIG = "choose another config of cfgs/ or another mode (--help)"
 WORKERS_PER_CORE = 4  # more than one: on a slow disk they wait
 EVALUATION_BATCH_SIZE = 64  # no result depends on it, but the draws of a vote do
 COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
+HELD_OUT = "a held-out tenth of the training split"
 MINIMUM_LR = 1e-6  # where the warm-up starts and the cosine ends
 
 
@@ -86,7 +87,7 @@ def build_network(config: dict[str, Any], trait: str, mode: str) -> nn.Module:
     model = build_model(config)
     if not hasattr(model, trait):
         kind = {
-            "encode": "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE)",
+            "encode": "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE) or another with features of whole clouds",
             "num_classes": "a classifier",
             "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG)",
         }[trait]
@@ -205,7 +206,21 @@ def selection_loader(config: dict[str, Any], args: Namespace, train: TrainingLoa
     entry = config["dataset"]["train"]
     split = whole(unshuffled(train.dataset))
     dataset = Part(split, hold_out(split.labels, args.seed)[1])
-    return _in_order(dataset, entry, args), f"{entry['NAME']}, a held-out tenth of the training split"
+    return _in_order(dataset, entry, args), f"{entry['NAME']}, {HELD_OUT}"
+
+
+def held_out_loaders(config: dict[str, Any], args: Namespace, seed: int) -> tuple[DataLoader, DataLoader]:
+    """Build loaders over the clouds of `dataset.train` that stay and over the tenth that is held out, in their order.
+
+    Args:
+        config: resolved config.
+        args: command line.
+        seed: of the split.
+    """
+    entry = config["dataset"]["train"]
+    dataset = build_dataset(_with_seed(entry, args.seed))
+    kept, held = hold_out(dataset.labels, seed)
+    return _in_order(Part(dataset, kept), entry, args), _in_order(Part(dataset, held), entry, args)
 
 
 def _in_order(dataset: Dataset, entry: dict[str, Any], args: Namespace) -> DataLoader:

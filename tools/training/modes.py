@@ -11,6 +11,8 @@ FINE_TUNING = "fine-tuning"
 FROM_SCRATCH = "training from scratch"
 PART_SEGMENTATION = "part segmentation"
 LINEAR_SVM = "linear SVM"
+MEMORY_BANK = "memory bank"
+PLUG_IN = "plug-in"
 TEST = "test"
 PROFILE = "profile"
 

@@ -283,12 +283,12 @@ def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """What a figure needs beside it to be understood later: config, checkpoint, seed, versions, device."""
     device = choose_device()
     checkpoint = args.ckpts or args.start_ckpts
-    evaluates = args.test or args.test_svm
+    evaluates = args.test or args.test_svm or args.test_bank
     return {
         "config": str(args.config),
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "checkpoint": str(checkpoint) if checkpoint else None,
-        "checkpoint_sha256": _file_hash(checkpoint) if checkpoint else None,
+        "checkpoint_sha256": file_hash(checkpoint) if checkpoint else None,
         **({"seeds": args.seeds} if args.seeds else {"seed": args.seed}),
         "precision": args.amp,
         **({} if evaluates else {"select_on": args.select_on}),
@@ -299,7 +299,8 @@ def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     }
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
