@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.hints import check_source
 from datasets.sources import SOURCES, Source
 from utils.command import Parser, run_command
 from utils.config import load_config
-from utils.settings import check_name
 from utils.tables import format_table
 
 if TYPE_CHECKING:  # what reads arrays is imported once the command line is known to be right
@@ -34,7 +34,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)
     for name in args.names:
-        check_name(name, SOURCES, "python -m datasets.check")
+        check_source(parser, name)
     return args
 
 

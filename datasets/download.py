@@ -22,10 +22,10 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
+from datasets.hints import check_source
 from datasets.sources import SOURCES, Source
 from utils.command import Parser, run_command
 from utils.files import atomic_write, make_folder, writing
-from utils.settings import check_name
 
 logger = logging.getLogger(__name__)
 
@@ -323,7 +323,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--archive", type=Path, metavar="FILE", help="unpack this one, instead of downloading")
     parser.add_argument("--keep_archive", action="store_true", help="leave the archive in --root when it is unpacked")
     args = parser.parse_args(argv)
-    check_name(args.name, SOURCES, parser.prog)
+    check_source(parser, args.name)
     return args
 
 

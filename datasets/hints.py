@@ -1,5 +1,6 @@
 """The way out of a missing or foreign file: one sentence, with the folder and the number of points of the config."""
 
+import argparse
 import os
 import shlex
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.sources import SOURCES
+from utils.settings import check_name
 
 README = "see data/README.md for what goes where"
 WAY_OUT = f"{README}, or run `python -m datasets.synthetic --root data` for stand-ins"
@@ -79,6 +81,14 @@ class Entry:
         places = [str(Path(root, SOURCES[name].home)) for name in ("ModelNet", "ModelNetFewShot")]
         options = [] if self.points is None else ["--points", str(self.points)]
         return _command("few_shot_splits", "--source", places[0], "--out", places[1], *options)
+
+
+def check_source(parser: argparse.ArgumentParser, name: str) -> None:
+    """End a command with exit code 2 if no published data set is called `name`, and name the nearest one."""
+    try:
+        check_name(name, SOURCES, "NAME")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def way_out(key: "str | Entry") -> str:

@@ -17,6 +17,7 @@ from datasets.hints import Entry
 from datasets.listings import modelnet_files, part_categories, part_files
 from datasets.origin import GENERATED, PUBLISHED, marker_of, origin_of
 from datasets.packed import PackedClouds, index_file, read_list
+from datasets.pickled import fold_items, read_processed
 from datasets.published import FOLDS, SCAN_SPLITS, SHOTS, WAYS, fold_name
 from datasets.sources import DRAWN_LISTS, SOURCES, version_of
 from datasets.untrusted import (
@@ -179,6 +180,9 @@ def _shapenet(entry: Mapping[str, Any], finding: Finding) -> Clouds:
         wanted = [finding.attempt(safe_join, folder, name) for listed in names.values() for name in listed]
         there = finding.present(path for path in wanted if path)
         points = _npy_points(finding, there)
+        asked = Entry("ShapeNet", "PC_PATH", folder, entry.get("N_POINTS"))
+        if points is not None and asked.points not in (None, points):
+            finding.problems.append(f"{there[0]}: holds {points} points; {asked.of_points(points)}")
         clouds = ((str(path), lambda path=path: load_npy(path)) for path in there)
     for subset, listed in names.items():
         finding.count(subset, (name.partition("-")[0] for name in listed), points)
@@ -268,7 +272,7 @@ def _modelnet_subset(entry: Mapping[str, Any], finding: Finding, subset: str, na
     """The .dat file of a subset, or else its text files, as the reader has it."""
     folder = Path(entry["DATA_PATH"])
     points = entry.get("N_POINTS")
-    processed = sorted(folder.glob(f"modelnet40_{subset}_{points or '*'}pts_fps.dat"))
+    processed = sorted(folder.glob(f"modelnet40_{subset}_{points or '[0-9]*'}pts_fps.dat"))
     if processed:
         finding.present(processed[:1])
         return _dat(finding, processed[0], subset, names)
@@ -283,30 +287,21 @@ def _modelnet_subset(entry: Mapping[str, Any], finding: Finding, subset: str, na
             f"{subset}: text files, whose first N_POINTS lines are read; published figures were measured on the .dat "
             "file, which `python -m datasets.process_modelnet` makes of them"
         )
-    return ((str(path), lambda path=path: _text(path)) for path in finding.present(files))
-
-
-def _text(path: Path) -> np.ndarray:
-    return np.loadtxt(path, dtype=np.float32, delimiter=",", ndmin=2)
+    return ((str(path), lambda path=path: read_table(path, 6, "DATA_PATH", ",")) for path in finding.present(files))
 
 
 def _dat(finding: Finding, path: Path, subset: str, names: list[str]) -> Clouds:
     """Say what the size of a .dat file tells; its clouds and labels are counted when it is read."""
-    points = int(re.findall(r"_(\d+)pts_fps\.dat$", path.name)[0])
+    points = int(re.sub(r"\D", "", path.name.removeprefix(f"modelnet40_{subset}_")))
     finding.splits[subset] = {"clouds": None, "points": points, "labels": {}, "bytes": path.stat().st_size}
 
     def clouds() -> Clouds:
-        content = finding.attempt(load_pickle, path)
-        if content is None:
-            return
-        if not isinstance(content, (list, tuple)) or [type(part) for part in content] != [list, list]:
-            finding.problems.append(f"{path}: expected a pickled [list of clouds, list of labels]")
-            return
-        labels = finding.attempt(check_single_labels, content[1], path, len(names))
-        if labels is not None:
+        read, labels = finding.attempt(read_processed, path, "") or ([], [])
+        numbers = finding.attempt(check_single_labels, labels, path, len(names)) if read else None
+        if numbers is not None:
             del finding.splits[subset]
-            finding.count(subset, (names[label] for label in labels), points)
-        yield from ((f"{path}, cloud {i}", lambda c=cloud: c) for i, cloud in enumerate(content[0]))
+            finding.count(subset, (names[label] for label in numbers), points)
+        yield from ((f"{path}, cloud {i}", lambda cloud=cloud: cloud) for i, cloud in enumerate(read))
 
     return clouds()
 
@@ -319,9 +314,9 @@ def _few_shot(entry: Mapping[str, Any], finding: Finding) -> Clouds:
     def clouds() -> Clouds:
         for path in there:
             content = finding.attempt(load_pickle, path)
-            for subset in ("train", "test") if isinstance(content, dict) else ():
-                for i, item in enumerate(content.get(subset, ())):
-                    yield f"{path}, {subset} cloud {i}", lambda item=item: item[0]
+            for subset in ("train", "test") if content is not None else ():
+                for i, (cloud, _, _) in enumerate(finding.attempt(fold_items, path, content, subset) or []):
+                    yield f"{path}, {subset} cloud {i}", lambda cloud=cloud: cloud
 
     return clouds()
 

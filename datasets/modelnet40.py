@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from datasets.hints import Entry
 from datasets.listings import modelnet_files
+from datasets.pickled import read_processed
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
     check_choice,
@@ -19,10 +20,9 @@ from datasets.untrusted import (
     check_labels,
     check_points,
     check_single_labels,
-    load_pickle,
     read_h5,
     read_lines,
-    require_file,
+    read_table,
     require_folder,
     require_listed,
 )
@@ -75,12 +75,7 @@ class ModelNet(Dataset):
             self.clouds, self.labels = self._read_listing(folder / f"modelnet40_{subset}.txt")
 
     def _read_processed(self, path: Path) -> tuple[list[np.ndarray], np.ndarray]:
-        content = load_pickle(path)
-        if not isinstance(content, (list, tuple)) or [type(part) for part in content] != [list, list]:
-            raise ValueError(f"{path}: expected a pickled [list of clouds, list of labels]")
-        clouds, labels = content
-        if not clouds or len(clouds) != len(labels):
-            raise ValueError(f"{path}: holds {len(clouds)} clouds and {len(labels)} labels; {self.entry.way_out()}")
+        clouds, labels = read_processed(path, self.entry)
         for i, cloud in enumerate(clouds):  # in place, so that the unused normals are freed one by one
             cloud = check_points(cloud, f"{path}, cloud {i}", (self.n_points, 6), self.entry)
             clouds[i] = cloud if self.use_normals else cloud[:, :3].copy()
@@ -107,13 +102,7 @@ class ModelNet(Dataset):
         return self._read_text(cloud) if isinstance(cloud, Path) else cloud
 
     def _read_text(self, path: Path) -> np.ndarray:
-        try:
-            values = np.loadtxt(
-                require_file(path, self.entry), dtype=np.float32, delimiter=",", max_rows=self.n_points, ndmin=2
-            )
-        except ValueError as error:
-            raise ValueError(f"{path}: not lines of 6 comma-separated numbers ({error})") from error
-        points = check_points(values, path, (None, 6))
+        points = read_table(path, 6, self.entry, ",", self.n_points)
         if len(points) < self.n_points:
             raise ValueError(f"{path}: holds {len(points)} points; {self.entry.of_points(len(points))}")
         return points

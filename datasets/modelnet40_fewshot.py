@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.hints import Entry
+from datasets.pickled import fold_items
 from datasets.published import fold_name
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
@@ -62,7 +63,7 @@ class ModelNetFewShot(Dataset):
         path = require_fold(data_path, way, shot, fold, n_points)
         entry = Entry("ModelNetFewShot", "DATA_PATH", data_path, n_points)
 
-        items = _read_subset(path, subset)
+        items = fold_items(path, load_pickle(path), subset)
         channels = 6 if use_normals else 3
         self.clouds = [
             check_points(points, f"{path}, {subset} cloud {i}", (n_points, 6), entry)[:, :channels].copy()
@@ -99,15 +100,3 @@ def require_fold(
         there = f"choose of the folds that are there with --fold {' or '.join(map(str, folds))}; " if folds else ""
         require_file(path, replace(entry, instead=there))
     return path
-
-
-def _read_subset(path: Path, subset: str) -> list[tuple]:
-    """Return the (points, label, class) items of one subset."""
-    content = load_pickle(path)
-    items = content.get(subset) if isinstance(content, dict) else None
-    if not isinstance(items, (list, tuple)) or not items:
-        raise ValueError(f"{path}: expected a pickled {{'train': [...], 'test': [...]}} with clouds in '{subset}'")
-    for i, item in enumerate(items):
-        if not isinstance(item, (list, tuple)) or len(item) != 3:
-            raise ValueError(f"{path}: {subset} item {i} (counted from 0) is not (points, label, class)")
-    return list(items)

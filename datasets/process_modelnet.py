@@ -24,7 +24,7 @@ import numpy as np
 from datasets.hints import Entry
 from datasets.listings import modelnet_files
 from datasets.sources import SOURCES
-from datasets.untrusted import check_points, load_npy, read_lines, require_folder, require_listed
+from datasets.untrusted import load_npy, read_lines, read_table, require_folder, require_listed
 from utils.command import Parser, integer_from, run_command
 from utils.files import atomic_write, make_folder
 
@@ -116,15 +116,10 @@ def _in_processes(work: Callable[[list[Path]], Any], batches: Sequence[list[Path
 
 def _read(n_points: int, files: list[Path]) -> list[np.ndarray]:
     """Read whole text files, (lines, 6) each; ValueError for one with fewer than `n_points` lines."""
-    clouds = []
-    for path in files:
-        try:
-            values = np.loadtxt(path, dtype=np.float32, delimiter=",", ndmin=2)
-        except ValueError as error:
-            raise ValueError(f"{path}: not lines of 6 comma-separated numbers ({error})") from error
-        clouds.append(check_points(values, path, (None, 6)))
-        if len(values) < n_points:
-            raise ValueError(f"{path} has {len(values)} points; {n_points} are asked for: lower --points")
+    clouds = [read_table(path, 6, "DATA_PATH", ",") for path in files]
+    for path, cloud in zip(files, clouds, strict=True):
+        if len(cloud) < n_points:
+            raise ValueError(f"{path} has {len(cloud)} points; {n_points} are asked for: lower --points")
     return clouds
 
 

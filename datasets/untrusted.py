@@ -204,17 +204,28 @@ def _warn_of_repetition(entries: list[str], path: Path) -> None:
         )
 
 
-def read_table(path: Path, columns: int, key: str | Entry) -> np.ndarray:
-    """Read lines of `columns` numbers, divided by spaces, as float32 (n, columns).
+def read_table(
+    path: Path, columns: int, key: str | Entry, delimiter: str | None = None, max_rows: int | None = None
+) -> np.ndarray:
+    """Read lines of `columns` numbers as float32 (n, columns).
+
+    Args:
+        path: the file.
+        columns: numbers in a line.
+        key: config key or entry that led here, for the message.
+        delimiter: between numbers; None = spaces.
+        max_rows: read no more lines than these; None reads all.
 
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it holds anything else, see `check_points`.
     """
+    require_file(path, key)
     try:
-        values = np.loadtxt(require_file(path, key), dtype=np.float32, comments=None, ndmin=2)
+        values = np.loadtxt(path, dtype=np.float32, comments=None, delimiter=delimiter, max_rows=max_rows, ndmin=2)
     except ValueError as error:
-        raise ValueError(f"{path}: not lines of {columns} numbers ({error})") from error
+        kind = "comma-separated numbers" if delimiter else "numbers"
+        raise ValueError(f"{path}: not lines of {columns} {kind} ({error})") from error
     return check_points(values, path, (None, columns))
 
 

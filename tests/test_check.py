@@ -1,6 +1,7 @@
 """`python -m datasets.check` on whole, incomplete, damaged and foreign files."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,9 +263,36 @@ def test_a_config_is_looked_up_where_it_reads(root, tmp_path, capsys):
         main(["ShapeNet", "--config", str(config)])
 
 
-def test_a_misspelt_name_is_told():
-    with pytest.raises(ValueError, match="did you mean 'ShapeNetPart'"):
+def test_a_misspelt_name_is_told(capsys):
+    with pytest.raises(SystemExit) as ended:
         main(["ShapeNetPrat"])
+    assert ended.value.code == 2
+    assert "NAME: unknown name 'ShapeNetPrat'; did you mean 'ShapeNetPart'?" in capsys.readouterr().err
+
+
+def test_another_number_of_points_than_the_config_asks_for_is_told(root):
+    entry = {**next(entries(root, ["ShapeNet"])), "N_POINTS": 9}
+    (problem,) = inspect(entry).problems
+    assert "holds 8 points; N_POINTS asks for 9: set N_POINTS to 8, or " in problem
+    assert "--points 9`" in problem
+
+
+@pytest.mark.filterwarnings("ignore:loadtxt")
+@pytest.mark.parametrize("name", SOURCES)
+def test_whatever_files_hold_is_told_and_not_raised(root, name):
+    rng = np.random.default_rng(0)
+    hostile = [pickle.dumps(value) for value in (5, {"train": 5}, {"train": [(1,)], "test": [(1, 2, 3)]}, [[1], [2]])]
+    contents = [b"", rng.bytes(300), b"[1, 2]", b"{", b"1 2 3", *hostile]
+    files = [path for path in (root / SOURCES[name].home).rglob("*") if path.is_file()]
+    kinds = {path.suffix + path.stem.strip("0123456789")[:12]: path for path in files}
+    for path in kinds.values():
+        whole = path.read_bytes()
+        for content in (*contents, whole[: len(whole) // 2]):
+            path.write_bytes(content)
+            for entry in entries(root, [name]):
+                found = inspect(entry, full=True)
+                assert found.whole or found.problems or found.missing
+        path.write_bytes(whole)
 
 
 # ---- the table of facts ----

@@ -51,7 +51,7 @@ def command(*argv: str) -> list[str]:
         (("datasets.pack", "--help"), 0),
         (("datasets.few_shot_splits", "--folds", "ten"), 2),
         (("datasets.check", "--help"), 0),
-        (("datasets.check", "ShapeNut"), 1),
+        (("datasets.check", "ShapeNut"), 2),
         (("datasets.download", "--help"), 0),
         (("datasets.lists", "--help"), 0),
         (("datasets.process_modelnet", "--points", "none"), 2),

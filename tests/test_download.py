@@ -468,10 +468,13 @@ def test_where_a_form_stands_in_the_way_the_steps_are_printed(capsys, name, said
     assert [part for part in [*said, "terms: ", f"datasets.check {name} --root R"] if part not in text] == []
 
 
-def test_what_the_command_line_gets_wrong_is_told():
-    with pytest.raises(ValueError, match="did you mean 'ModelNet40_SVM'"):
-        main(["ModelNet40_SVN"])
+def test_what_the_command_line_gets_wrong_is_told(capsys):
+    for arguments, message in (
+        (["ModelNet40_SVN"], "did you mean 'ModelNet40_SVM'"),
+        (["ShapeNetPart", "--sha256", "12"], "'12' is not 64 hexadecimal digits"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="ShapeNet-55 has no single archive"):
         main(["ShapeNet", "--archive", "x.zip"])
-    with pytest.raises(SystemExit):
-        main(["ShapeNetPart", "--sha256", "12"])
