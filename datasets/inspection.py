@@ -87,16 +87,17 @@ class Finding:
             self.problems.append(describe(error))
             return None
 
-    def present(self, paths: Iterable[Path]) -> list[Path]:
-        """Note those files that are missing, return the others."""
+    def present(self, paths: Iterable[Path]) -> dict[Path, int]:
+        """Note those files that are missing or empty, return the others and their sizes."""
         wanted = list(dict.fromkeys(paths))
         gone = set(missing_of(wanted))
+        sizes = {path: _size(path) for path in wanted if path not in gone}
+        there = {path: size for path, size in sizes.items() if size is not None}
         self.files += len(wanted)
-        self.missing += [str(path) for path in wanted if path in gone]
-        there = [path for path in wanted if path not in gone]
-        if empty := [path for path in there if path.is_file() and path.stat().st_size == 0]:
+        self.missing += [str(path) for path in wanted if path not in there]
+        if empty := [path for path, size in there.items() if size == 0]:
             self.problems.append(f"{_some(empty)} empty; get them anew")
-        return there
+        return {path: size for path, size in there.items() if size}
 
     def count(self, subset: str, labels: Iterable[str], points: int | None) -> None:
         """Add clouds to a subset: the class of each, and the points that each has."""
@@ -182,7 +183,7 @@ def _shapenet(entry: Mapping[str, Any], finding: Finding) -> Clouds:
         points = _npy_points(finding, there)
         asked = Entry("ShapeNet", "PC_PATH", folder, entry.get("N_POINTS"))
         if points is not None and asked.points not in (None, points):
-            finding.problems.append(f"{there[0]}: holds {points} points; {asked.of_points(points)}")
+            finding.problems.append(f"{next(iter(there))}: holds {points} points; {asked.of_points(points)}")
         clouds = ((str(path), lambda path=path: load_npy(path)) for path in there)
     for subset, listed in names.items():
         finding.count(subset, (name.partition("-")[0] for name in listed), points)
@@ -196,13 +197,12 @@ def _pack(finding: Finding, entry: Mapping[str, Any], subset: str, names: list[s
     return finding.attempt(PackedClouds, entry["DATA_PATH"], entry["PC_PATH"], points, subset, names)
 
 
-def _npy_points(finding: Finding, paths: list[Path]) -> int | None:
+def _npy_points(finding: Finding, sizes: dict[Path, int]) -> int | None:
     """Points per cloud as the header of the first file says; files of another size are a problem."""
-    if not paths:
+    if not sizes:
         return None
-    sizes = {path: path.stat().st_size for path in paths}
     usual = Counter(sizes.values()).most_common(1)[0][0]
-    if odd := [path for path, size in sizes.items() if size not in (usual, 0)]:
+    if odd := [path for path, size in sizes.items() if size != usual]:
         finding.problems.append(f"{_some(odd)} not of {usual:,} bytes as the others; get them anew")
     first = next(path for path, size in sizes.items() if size == usual)
     array = finding.attempt(load_npy, first, "r")
@@ -262,7 +262,7 @@ def _h5(finding: Finding, path: Path, subset: str, names: list[str]) -> Clouds:
 
 def _modelnet(entry: Mapping[str, Any], finding: Finding) -> Clouds:
     folder = Path(entry["DATA_PATH"])
-    there = finding.present([folder / "modelnet40_shape_names.txt"])
+    there = [*finding.present([folder / "modelnet40_shape_names.txt"])]
     names = (finding.attempt(read_lines, there[0], "DATA_PATH") if there else None) or []
     clouds = [_modelnet_subset(entry, finding, subset, names) for subset in ("train", "test")]
     return (cloud for subset in clouds for cloud in subset)
@@ -276,7 +276,7 @@ def _modelnet_subset(entry: Mapping[str, Any], finding: Finding, subset: str, na
     if processed:
         finding.present(processed[:1])
         return _dat(finding, processed[0], subset, names)
-    there = finding.present([folder / f"modelnet40_{subset}.txt"])
+    there = [*finding.present([folder / f"modelnet40_{subset}.txt"])]
     files, labels = (finding.attempt(modelnet_files, there[0], names, "DATA_PATH") if there and names else None) or (
         [],
         [],
@@ -379,6 +379,14 @@ def _as_points(cloud: Any, place: str) -> tuple[Any, str, tuple[int | None, ...]
     """A cloud, where it stands and the shape that it must have: any number of points of the channels it has."""
     channels = cloud.shape[-1] if isinstance(cloud, np.ndarray) and cloud.ndim == 2 else 3
     return cloud, place, (None, channels if channels in (3, 6, 7) else 3)
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where a link leads nowhere."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _some(paths: list[Any]) -> str:

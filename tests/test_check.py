@@ -141,6 +141,8 @@ def test_verdicts_are_by_counts_and_classes(root, monkeypatch):
     found = look(root, "ShapeNet")
     assert (found.verdict, found.reason) == ("published", "4 train + 2 test clouds, as published")
     assert found.splits["train"] == {"clouds": 4, "points": 8, "labels": {"03001627": 2, "03797390": 2}}
+    published(monkeypatch, "ShapeNet", train=4, test=3)
+    assert look(root, "ShapeNet").verdict == "subset"
     published(monkeypatch, "ShapeNet", train=3, test=2)
     assert look(root, "ShapeNet").verdict == "foreign"
     lists = root / "ShapeNet55-34/ShapeNet-55"

@@ -37,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         does, body = self.server.does, self.server.body
         self.server.asked.append((self.path, self.headers.get("Range")))
+        self.server.held_to.append(self.headers.get("If-Range"))
         if self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/file.zip")
@@ -73,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch):
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads = True
-        running.body, running.asked = BODY, []
+        running.body, running.asked, running.held_to = BODY, [], []
         running.does = SimpleNamespace(ranges=True, heeds_if_range=True, etag='"1"', length=True, cuts=[], answers=[])
         running.url = f"http://127.0.0.1:{running.server_port}"
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -123,6 +124,7 @@ def test_a_connection_that_ends_early_goes_on_where_it_ended(server, target):
     fetch(server, target)
     assert target.read_bytes() == BODY
     assert [asked for _, asked in server.asked] == [None, "bytes=300000-", "bytes=700001-"]
+    assert server.held_to == [None, '"1"', '"1"']
 
 
 def test_an_interrupted_call_leaves_a_part_and_the_next_goes_on(server, target, monkeypatch):
