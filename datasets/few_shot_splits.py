@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.published import FOLDS, SHOTS, WAYS, fold_name
-from datasets.synthetic.publish import MARKER
+from datasets.published import FOLDS, SHOTS, TEST_CLOUDS, WAYS, fold_name
+from datasets.sources import MARKER
 from datasets.untrusted import check_count, read_lines
 from utils.command import Parser, run_command
 from utils.files import atomic_write, make_folder
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from datasets.modelnet40 import ModelNet
 
 logger = logging.getLogger(__name__)
-
-TEST_CLOUDS = 20  # per class, as published
 
 
 def write_folds(

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.hints import Entry
+from datasets.listings import modelnet_files
+from datasets.pickled import read_processed
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
-    WAY_OUT,
     check_choice,
     check_count,
     check_labels,
     check_points,
     check_single_labels,
-    load_pickle,
     read_h5,
     read_lines,
-    require_file,
+    read_table,
     require_folder,
     require_listed,
-    safe_join,
 )
 
 logger = logging.getLogger(__name__)
@@ -52,13 +53,14 @@ class ModelNet(Dataset):
         self.use_normals = check_choice(use_normals, (True, False), "USE_NORMALS")
         check_count(num_category, "NUM_CATEGORY")
         check_choice(subset, ("train", "test"), "subset")
-        folder = require_folder(data_path, "DATA_PATH")
+        self.entry = Entry("ModelNet", "DATA_PATH", data_path, n_points, num_category)
+        folder = require_folder(data_path, self.entry)
 
         names_file = folder / "modelnet40_shape_names.txt"
-        self.class_names = read_lines(names_file, "DATA_PATH")
+        self.class_names = read_lines(names_file, self.entry)
         if len(set(self.class_names)) != num_category:
             found = len(set(self.class_names))
-            raise ValueError(f"{names_file} names {found} classes, but NUM_CATEGORY is {num_category}; make them agree")
+            raise ValueError(f"{names_file} names {found} classes, but NUM_CATEGORY is {num_category}; make it {found}")
 
         processed = folder / f"modelnet40_{subset}_{n_points}pts_fps.dat"
         self.clouds: list[Path] | list[np.ndarray]
@@ -66,33 +68,22 @@ class ModelNet(Dataset):
             self.clouds, self.labels = self._read_processed(processed)
         else:
             logger.info("%s does not exist: reading text files, which takes longer", processed)
-            self.clouds, self.labels = self._read_listing(folder, folder / f"modelnet40_{subset}.txt")
+            names = " ".join(path.name for path in folder.glob(f"modelnet40_{subset}_*pts_fps.dat"))
+            if there := re.findall(r"_(\d+)pts_fps\.dat", names):
+                instead = f"there are .dat files of {' and '.join(there)} points: set N_POINTS to that; "
+                self.entry = replace(self.entry, instead=instead)
+            self.clouds, self.labels = self._read_listing(folder / f"modelnet40_{subset}.txt")
 
     def _read_processed(self, path: Path) -> tuple[list[np.ndarray], np.ndarray]:
-        content = load_pickle(path)
-        if not isinstance(content, (list, tuple)) or [type(part) for part in content] != [list, list]:
-            raise ValueError(f"{path}: expected a pickled [list of clouds, list of labels]")
-        clouds, labels = content
-        if not clouds or len(clouds) != len(labels):
-            raise ValueError(f"{path}: holds {len(clouds)} clouds and {len(labels)} labels; {WAY_OUT}")
+        clouds, labels = read_processed(path, self.entry)
         for i, cloud in enumerate(clouds):  # in place, so that the unused normals are freed one by one
-            cloud = check_points(cloud, f"{path}, cloud {i}", (self.n_points, 6))
+            cloud = check_points(cloud, f"{path}, cloud {i}", (self.n_points, 6), self.entry)
             clouds[i] = cloud if self.use_normals else cloud[:, :3].copy()
         return clouds, check_single_labels(labels, path, len(self.class_names))
 
-    def _read_listing(self, folder: Path, listing: Path) -> tuple[list[Path], np.ndarray]:
-        names = read_lines(listing, "DATA_PATH")
-        files, labels = [], []
-        index = {name: i for i, name in enumerate(self.class_names)}
-        for name in names:
-            match = re.fullmatch(r"(.+)_\d+", name)
-            if match is None:
-                raise ValueError(f"{listing}: {name!r} is not of the form <class>_<number>")
-            files.append(safe_join(folder, f"{match[1]}/{name}.txt"))
-            if match[1] not in index:
-                raise ValueError(f"{listing}: class {match[1]!r} of {name!r} is not in modelnet40_shape_names.txt")
-            labels.append(index[match[1]])
-        require_listed(files, listing, "DATA_PATH")
+    def _read_listing(self, listing: Path) -> tuple[list[Path], np.ndarray]:
+        files, labels = modelnet_files(listing, self.class_names, self.entry)
+        require_listed(files, listing, self.entry)
         return files, np.array(labels, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -111,15 +102,9 @@ class ModelNet(Dataset):
         return self._read_text(cloud) if isinstance(cloud, Path) else cloud
 
     def _read_text(self, path: Path) -> np.ndarray:
-        try:
-            values = np.loadtxt(
-                require_file(path, "DATA_PATH"), dtype=np.float32, delimiter=",", max_rows=self.n_points, ndmin=2
-            )
-        except ValueError as error:
-            raise ValueError(f"{path}: not lines of 6 comma-separated numbers ({error})") from error
-        points = check_points(values, path, (None, 6))
+        points = read_table(path, 6, self.entry, ",", self.n_points)
         if len(points) < self.n_points:
-            raise ValueError(f"{path}: holds {len(points)} points, but N_POINTS is {self.n_points}; lower it")
+            raise ValueError(f"{path}: holds {len(points)} points; {self.entry.of_points(len(points))}")
         return points
 
 
@@ -139,17 +124,18 @@ class ModelNet40_SVM(Dataset):
     def __init__(self, data_dir: str | Path, partition: str, num_points: int) -> None:
         check_count(num_points, "num_points")
         check_choice(partition, ("train", "test"), "partition")
-        folder = require_folder(data_dir, "DATA_DIR")
+        entry = Entry("ModelNet40_SVM", "DATA_DIR", data_dir, num_points)
+        folder = require_folder(data_dir, entry)
         paths = sorted(folder.glob(f"ply_data_{partition}*.h5"))
         if not paths:
             raise FileNotFoundError(
-                f"no file {folder}/ply_data_{partition}*.h5 exists (config key DATA_DIR); {WAY_OUT}"
+                f"no file {folder}/ply_data_{partition}*.h5 exists (config key {entry}); {entry.way_out()}"
             )
-        points, labels = zip(*(read_h5(path, "DATA_DIR", num_points) for path in paths), strict=True)
+        points, labels = zip(*(read_h5(path, entry, num_points) for path in paths), strict=True)
         self.points = np.concatenate(points)
         names = folder / "shape_names.txt"
         if names.is_file():
-            self.class_names = read_lines(names, "DATA_DIR")
+            self.class_names = read_lines(names, entry)
         else:
             self.class_names = [str(label) for label in range(int(max(map(np.max, labels))) + 1)]
         self.labels = check_labels(np.concatenate(labels), folder, len(self.class_names))

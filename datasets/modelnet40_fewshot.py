@@ -1,6 +1,7 @@
 """Few-shot tasks drawn from ModelNet40: a few labelled clouds of a few classes to learn from, others to test on."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.hints import Entry
+from datasets.pickled import fold_items
 from datasets.published import fold_name
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
-    WAY_OUT,
     check_choice,
     check_count,
     check_points,
     check_single_labels,
     load_pickle,
+    require_file,
     require_folder,
 )
 
@@ -57,12 +60,13 @@ class ModelNetFewShot(Dataset):
         check_count(shot, "shot")
         if type(fold) is not int or fold < 0:
             raise ValueError(f"fold is {fold!r}; give an integer of at least 0")
-        path = require_fold(data_path, way, shot, fold)
+        path = require_fold(data_path, way, shot, fold, n_points)
+        entry = Entry("ModelNetFewShot", "DATA_PATH", data_path, n_points)
 
-        items = _read_subset(path, subset)
+        items = fold_items(path, load_pickle(path), subset)
         channels = 6 if use_normals else 3
         self.clouds = [
-            check_points(points, f"{path}, {subset} cloud {i}", (n_points, 6))[:, :channels].copy()
+            check_points(points, f"{path}, {subset} cloud {i}", (n_points, 6), entry)[:, :channels].copy()
             for i, (points, _, _) in enumerate(items)
         ]
         self.labels = check_single_labels([label for _, label, _ in items], path, way)
@@ -85,26 +89,14 @@ class ModelNetFewShot(Dataset):
         return self.clouds[index]
 
 
-def require_fold(data_path: str | os.PathLike[str], way: int, shot: int, fold: int) -> Path:
+def require_fold(
+    data_path: str | os.PathLike[str], way: int, shot: int, fold: int, n_points: int | None = None
+) -> Path:
     """Return the path of a fold's file; FileNotFoundError, with the ways to get it, if it is missing."""
-    path = require_folder(data_path, "DATA_PATH") / fold_name(way, shot, fold)
+    entry = Entry("ModelNetFewShot", "DATA_PATH", data_path, n_points)
+    path = require_folder(data_path, entry) / fold_name(way, shot, fold)
     if not path.is_file():
         folds = sorted(int(file.stem) for file in path.parent.glob("*.pkl") if file.stem.isdecimal())
-        there = f"choose of the folds that are there with --fold {' or '.join(map(str, folds))}, " if folds else ""
-        raise FileNotFoundError(
-            f"file {path} does not exist (config key DATA_PATH); {there}draw the missing folds from ModelNet40 with "
-            f"`python -m datasets.few_shot_splits`, or {WAY_OUT}"
-        )
+        there = f"choose of the folds that are there with --fold {' or '.join(map(str, folds))}; " if folds else ""
+        require_file(path, replace(entry, instead=there))
     return path
-
-
-def _read_subset(path: Path, subset: str) -> list[tuple]:
-    """Return the (points, label, class) items of one subset."""
-    content = load_pickle(path)
-    items = content.get(subset) if isinstance(content, dict) else None
-    if not isinstance(items, (list, tuple)) or not items:
-        raise ValueError(f"{path}: expected a pickled {{'train': [...], 'test': [...]}} with clouds in '{subset}'")
-    for i, item in enumerate(items):
-        if not isinstance(item, (list, tuple)) or len(item) != 3:
-            raise ValueError(f"{path}: {subset} item {i} (counted from 0) is not (points, label, class)")
-    return list(items)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from datasets.hints import Entry
 from datasets.untrusted import check_points, load_npy, read_lines
 
 VERSION = 1
@@ -62,14 +63,18 @@ class Index:
         return json.dumps({"version": VERSION, **asdict(self)}) + "\n"
 
 
-def read_list(listing: Path) -> list[str]:
+def read_list(listing: Path, key: str | Entry = "DATA_PATH") -> list[str]:
     """Read the names in train.txt or test.txt.
+
+    Args:
+        listing: the list.
+        key: config key or entry that led to it, for the message.
 
     Raises:
         FileNotFoundError: if the list is missing.
         ValueError: if it is empty, no text, or a line is not `<taxonomy>-<model>.npy`.
     """
-    names = read_lines(listing, "DATA_PATH")
+    names = read_lines(listing, key)
     for name in names:
         if re.fullmatch(r"\d+-.+\.npy", name) is None:
             raise ValueError(f"{listing}: {name!r} is not of the form <taxonomy>-<model>.npy")

@@ -35,6 +35,7 @@ NUM_PARTS = sum(map(len, PARTS.values()))
 
 # Few-shot tasks of ModelNet40
 WAYS, SHOTS, FOLDS = (5, 10), (10, 20), 10  # the published settings: each way with each shot, ten folds of each
+TEST_CLOUDS = 20  # of each class
 
 
 def fold_name(way: int, shot: int, fold: int) -> str:

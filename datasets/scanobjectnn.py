@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datasets.hints import Entry
 from datasets.published import SCAN_CLASS_NAMES, SCAN_SPLITS
 from datasets.untrusted import check_choice, check_count, check_labels, read_h5, read_lines, require_folder
 
@@ -30,13 +31,14 @@ class ScanObjectNN(Dataset):
         check_choice(subset, ("train", "test"), "subset")
         if npoints is not None:
             check_count(npoints, "npoints")
-        base = require_folder(root, "ROOT")
+        entry = Entry("ScanObjectNN", "ROOT", root, npoints)
+        base = require_folder(root, entry)
         folder, ending = SCAN_SPLITS[split]
         part = {"train": "training", "test": "test"}[subset]
         path = base / folder / f"{part}_objectdataset{ending}.h5"
-        self.points, labels = read_h5(path, "ROOT", npoints)
+        self.points, labels = read_h5(path, entry, npoints)
         names = base / "shape_names.txt"
-        self.class_names = read_lines(names, "ROOT") if names.is_file() else SCAN_CLASS_NAMES
+        self.class_names = read_lines(names, entry) if names.is_file() else SCAN_CLASS_NAMES
         self.labels = check_labels(labels, path, len(self.class_names))
 
     def __len__(self) -> int:

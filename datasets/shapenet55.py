@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets.draws import DrawnDataset
+from datasets.hints import Entry
 from datasets.packed import PackedClouds, index_file, read_list
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
@@ -48,17 +49,19 @@ class ShapeNet(DrawnDataset):
         self.n_points = check_count(n_points, "N_POINTS")
         self.npoints = check_count(npoints, "npoints", at_most=self.n_points)
         check_choice(subset, ("train", "test"), "subset")
-        listing = require_folder(data_path, "DATA_PATH") / f"{subset}.txt"
-        names = read_list(listing)
+        lists = Entry("ShapeNet", "DATA_PATH", data_path, n_points)
+        self.entry = Entry("ShapeNet", "PC_PATH", pc_path, n_points)
+        listing = require_folder(data_path, lists) / f"{subset}.txt"
+        names = read_list(listing, lists)
 
         self.packed: PackedClouds | None = None
         if index_file(pc_path).is_file():
             self.packed = PackedClouds(data_path, pc_path, n_points, subset, names)
             logger.info("reading the packed clouds %s", self.packed.path)
         else:
-            folder = require_folder(pc_path, "PC_PATH")
+            folder = require_folder(pc_path, self.entry)
             self.files = [safe_join(folder, name) for name in names]
-            require_listed(self.files, listing, "PC_PATH")
+            require_listed(self.files, listing, self.entry)
 
         taxonomies = [name.partition("-")[0] for name in names]
         self.class_names = sorted(set(taxonomies))
@@ -76,4 +79,4 @@ class ShapeNet(DrawnDataset):
         """Read all points of a shape, as they are: (n_points, 3) float32."""
         if self.packed is not None:
             return self.packed[index]
-        return read_npy(self.files[index], (self.n_points, 3), "PC_PATH")
+        return read_npy(self.files[index], (self.n_points, 3), self.entry)

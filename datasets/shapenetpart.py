@@ -1,6 +1,5 @@
 """ShapeNetPart: shapes of 16 categories whose points are labelled with 50 parts, one text file each."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +7,16 @@ import torch
 from torch import Tensor
 
 from datasets.draws import DrawnDataset
+from datasets.hints import Entry
+from datasets.listings import part_categories, part_files
 from datasets.published import CATEGORIES, NUM_PARTS, PARTS
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
     check_choice,
     check_count,
-    read_json_list,
-    read_lines,
     read_table,
     require_folder,
     require_listed,
-    safe_join,
 )
 
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
@@ -52,14 +50,16 @@ class ShapeNetPart(DrawnDataset):
         super().__init__(seed)
         self.npoints = check_count(npoints, "npoints")
         check_choice(subset, tuple(SPLITS), "subset")
-        folder = require_folder(root, "ROOT")
-        category_of = _read_categories(folder / "synsetoffset2category.txt")
+        self.entry = Entry("ShapeNetPart", "ROOT", root, npoints)
+        folder = require_folder(root, self.entry)
+        category_of = part_categories(folder / "synsetoffset2category.txt", self.entry)
         self.class_names = CATEGORIES
         self.files: list[Path] = []
         labels: list[int] = []
         for split in SPLITS[subset]:
             listing = folder / f"train_test_split/shuffled_{split}_file_list.json"
-            files, categories = _read_split(listing, folder, category_of)
+            files, categories = part_files(listing, folder, category_of, self.entry)
+            require_listed(files, listing, self.entry)
             self.files += files
             labels += categories
         self.labels = np.array(labels, dtype=np.int64)
@@ -79,7 +79,7 @@ class ShapeNetPart(DrawnDataset):
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """All points of a shape (n, 3), in the unit sphere, and their parts (n,) uint8."""
         path, category = self.files[index], CATEGORIES[self.labels[index]]
-        rows = read_table(path, 7, "ROOT")
+        rows = read_table(path, 7, self.entry)
         own, found = PARTS[category], rows[:, 6]
         if (wrong := ~np.isin(found, own)).any():
             row = int(wrong.argmax())
@@ -88,32 +88,3 @@ class ShapeNetPart(DrawnDataset):
                 f"are {own.start} to {own.stop - 1}"
             )
         return normalize_unit_sphere(torch.from_numpy(rows[:, :3])), torch.from_numpy(found.astype(np.uint8))
-
-
-def _read_categories(path: Path) -> dict[str, int]:
-    """Read the label of the category that each synset stands for."""
-    category_of = {}
-    for line in read_lines(path, "ROOT"):
-        match = re.fullmatch(r"(\w+)\s+(\d+)", line)
-        if match is None or match[1] not in PARTS:
-            raise ValueError(
-                f"{path}: {line!r} is not of the form <category> <synset>, with a category of {', '.join(PARTS)}"
-            )
-        category_of[match[2]] = CATEGORIES.index(match[1])
-    return category_of
-
-
-def _read_split(listing: Path, folder: Path, category_of: dict[str, int]) -> tuple[list[Path], list[int]]:
-    """Read the files and the categories of the shapes that a list names as `shape_data/<synset>/<id>`."""
-    files, categories = [], []
-    for name in read_json_list(listing, "ROOT"):
-        match = re.fullmatch(r"shape_data/([^/]+)/([^/]+)", name)
-        if match is None or match[1] not in category_of:
-            raise ValueError(
-                f"{listing}: {name!r} is not of the form shape_data/<synset>/<id>, with a synset of "
-                "synsetoffset2category.txt"
-            )
-        files.append(safe_join(folder, f"{match[1]}/{match[2]}.txt"))
-        categories.append(category_of[match[1]])
-    require_listed(files, listing, "ROOT")
-    return files, categories

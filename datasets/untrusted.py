@@ -8,16 +8,18 @@ import pickle
 import pickletools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
 
 import h5py
 import numpy as np
 
+from datasets.hints import WAY_OUT, Entry, way_out
+
 logger = logging.getLogger(__name__)
 
-WAY_OUT = "see data/README.md for what goes where, or run `python -m datasets.synthetic --root data` for stand-ins"
 MAX_BYTES = 8 * 2**30  # the largest published file, ModelNet40's training .dat, holds 2 GiB
 MAX_LIST_BYTES = 2**26  # the largest published list, ShapeNetPart's training shapes, holds less than 1 MiB
 
@@ -40,40 +42,44 @@ def check_count(value: Any, key: str, at_most: int | None = None) -> int:
     return value
 
 
-def require_folder(path: str | os.PathLike[str], key: str) -> Path:
+def require_folder(path: str | os.PathLike[str], key: str | Entry) -> Path:
     """Return `path` as a Path if it is a folder; FileNotFoundError naming the config key if it is missing."""
     if not isinstance(path, (str, os.PathLike)):
         raise ValueError(f"{key} is {path!r}; give the path of a folder")
     if os.path.isfile(path):
         raise ValueError(f"{key} is {os.path.abspath(path)}, which is a file; give the path of a folder")
     if not os.path.isdir(path):
-        raise FileNotFoundError(f"folder {os.path.abspath(path)} does not exist (config key {key}); {WAY_OUT}")
+        raise FileNotFoundError(f"folder {os.path.abspath(path)} does not exist (config key {key}); {way_out(key)}")
     return Path(path)
 
 
-def require_file(path: Path, key: str) -> Path:
+def require_file(path: Path, key: str | Entry) -> Path:
     """Return `path` if it is a file; if not FileNotFoundError, or ValueError for a folder, naming the config key."""
     if path.is_dir():
-        raise ValueError(f"{path} is a folder where a file is expected (config key {key}); {WAY_OUT}")
+        raise ValueError(f"{path} is a folder where a file is expected (config key {key}); {way_out(key)}")
     if not path.is_file():
-        raise FileNotFoundError(f"file {path} does not exist (config key {key}); {WAY_OUT}")
+        raise FileNotFoundError(f"file {path} does not exist (config key {key}); {way_out(key)}")
     return path
 
 
-def require_listed(paths: Sequence[Path], source: Path, key: str) -> None:
-    """Check that all files named by the list `source` exist, with one look into each folder.
+def require_listed(paths: Sequence[Path], source: Path, key: str | Entry) -> None:
+    """Check that all files named by the list `source` exist.
 
     Raises:
         FileNotFoundError: with the number of missing files and the first of them.
     """
-    folders = {path.parent for path in paths}
-    present = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in folders}
-    missing = [path for path in paths if path.name not in present[path.parent]]
-    if missing:
+    if missing := missing_of(paths):
         raise FileNotFoundError(
             f"{len(missing)} of the {len(paths)} files listed in {source} are missing, first {missing[0]} "
-            f"(config key {key}); {WAY_OUT}"
+            f"(config key {key}); {way_out(key)}"
         )
+
+
+def missing_of(paths: Sequence[Path]) -> list[Path]:
+    """Return those that do not exist, with one look into each folder."""
+    folders = {path.parent for path in paths}
+    present = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in folders}
+    return [path for path in paths if path.name not in present[path.parent]]
 
 
 def safe_join(folder: Path, name: str) -> Path:
@@ -87,13 +93,14 @@ def safe_join(folder: Path, name: str) -> Path:
 # ---------------------------------------------------------------------------------------------------- points and labels
 
 
-def check_points(points: Any, source: str | Path, shape: tuple[int | None, ...]) -> np.ndarray:
+def check_points(points: Any, source: str | Path, shape: tuple[int | None, ...], entry: Entry | str = "") -> np.ndarray:
     """Check coordinates read from `source`.
 
     Args:
         points: array of floating type.
         source: file and, where it helps, the place in it, for the message.
         shape: expected shape; None admits any length of at least 1.
+        entry: what led here, for the way out of another number of points (the last but one of `shape`).
 
     Returns:
         The points as float32.
@@ -108,7 +115,7 @@ def check_points(points: Any, source: str | Path, shape: tuple[int | None, ...])
         size == (expected or size) and size > 0 for size, expected in zip(points.shape, shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"{source}: shape {points.shape}; expected {wanted}")
+        raise ValueError(f"{source}: shape {points.shape}; expected {wanted}{_of_points(points.shape, shape, entry)}")
     with np.errstate(over="ignore"):
         points = np.asarray(points, dtype=np.float32)
     finite = np.isfinite(points).all(axis=-1)
@@ -117,6 +124,14 @@ def check_points(points: Any, source: str | Path, shape: tuple[int | None, ...])
         place = f"cloud {cloud[0]}, row {row}" if cloud else f"row {row}"
         raise ValueError(f"{source}: {place} (counted from 0) is not finite; replace the damaged file")
     return points
+
+
+def _of_points(found: tuple[int, ...], expected: tuple[int | None, ...], entry: Entry | str) -> str:
+    """The way out, where nothing but the number of points is another one."""
+    rest = [(*shape[:-2], *shape[-1:]) for shape in (found, expected)]
+    if isinstance(entry, Entry) and len(found) == len(expected) > 1 and rest[0] == rest[1] and found[-2]:
+        return f"; {entry.of_points(found[-2])}"
+    return ""
 
 
 def check_labels(labels: Any, source: str | Path, num_classes: int | None = None) -> np.ndarray:
@@ -147,20 +162,20 @@ def check_single_labels(labels: Sequence[Any], source: str | Path, num_classes: 
 # ---------------------------------------------------------------------------------------------------- files
 
 
-def read_lines(path: Path, key: str) -> list[str]:
+def read_lines(path: Path, key: str | Entry) -> list[str]:
     """Read the non-empty lines of a list; FileNotFoundError if it is missing, ValueError if it holds no text."""
     try:
         text = require_file(path, key).read_text(encoding="utf-8-sig")  # Windows editors put a mark at the start
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file ({error}); {WAY_OUT}") from error
+        raise ValueError(f"{path}: not a text file ({error}); {way_out(key)}") from error
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{path}: the list is empty; {WAY_OUT}")
+        raise ValueError(f"{path}: the list is empty; {way_out(key)}")
     _warn_of_repetition(lines, path)
     return lines
 
 
-def read_json_list(path: Path, key: str) -> list[str]:
+def read_json_list(path: Path, key: str | Entry) -> list[str]:
     """Read a list of strings from a JSON file.
 
     Raises:
@@ -173,9 +188,9 @@ def read_json_list(path: Path, key: str) -> list[str]:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error}); {WAY_OUT}") from error
+        raise ValueError(f"{path}: not a JSON file ({error}); {way_out(key)}") from error
     if not isinstance(content, list) or not content or not all(isinstance(item, str) for item in content):
-        raise ValueError(f"{path}: expected a list of one or more strings; {WAY_OUT}")
+        raise ValueError(f"{path}: expected a list of one or more strings; {way_out(key)}")
     _warn_of_repetition(content, path)
     return content
 
@@ -189,28 +204,39 @@ def _warn_of_repetition(entries: list[str], path: Path) -> None:
         )
 
 
-def read_table(path: Path, columns: int, key: str) -> np.ndarray:
-    """Read lines of `columns` numbers, divided by spaces, as float32 (n, columns).
+def read_table(
+    path: Path, columns: int, key: str | Entry, delimiter: str | None = None, max_rows: int | None = None
+) -> np.ndarray:
+    """Read lines of `columns` numbers as float32 (n, columns).
+
+    Args:
+        path: the file.
+        columns: numbers in a line.
+        key: config key or entry that led here, for the message.
+        delimiter: between numbers; None = spaces.
+        max_rows: read no more lines than these; None reads all.
 
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it holds anything else, see `check_points`.
     """
+    require_file(path, key)
     try:
-        values = np.loadtxt(require_file(path, key), dtype=np.float32, comments=None, ndmin=2)
+        values = np.loadtxt(path, dtype=np.float32, comments=None, delimiter=delimiter, max_rows=max_rows, ndmin=2)
     except ValueError as error:
-        raise ValueError(f"{path}: not lines of {columns} numbers ({error})") from error
+        kind = "comma-separated numbers" if delimiter else "numbers"
+        raise ValueError(f"{path}: not lines of {columns} {kind} ({error})") from error
     return check_points(values, path, (None, columns))
 
 
-def read_npy(path: Path, shape: tuple[int | None, ...], key: str) -> np.ndarray:
+def read_npy(path: Path, shape: tuple[int | None, ...], key: str | Entry) -> np.ndarray:
     """Read a float32 array from an .npy file and check it; pickled objects inside are refused.
 
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if it is no array of that shape or not finite, see `check_points`.
     """
-    return check_points(load_npy(require_file(path, key)), path, shape)
+    return check_points(load_npy(require_file(path, key)), path, shape, key)
 
 
 def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> Any:
@@ -223,12 +249,12 @@ def load_npy(path: Path, mmap_mode: Literal["r"] | None = None) -> Any:
         raise ValueError(f"{path}: not a readable .npy array ({error})") from error
 
 
-def read_h5(path: Path, key: str, num_points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_h5(path: Path, key: str | Entry, num_points: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Read the clouds and labels of an .h5 file in the layout of ModelNet40 and ScanObjectNN.
 
     Args:
         path: file with `data` (n, P, 3) floats and `label` (n,) or (n, 1).
-        key: config key that led here, for the message.
+        key: config key or entry that led here, for the message.
         num_points: take the first so many points of each cloud; None takes all P.
 
     Returns:
@@ -238,6 +264,24 @@ def read_h5(path: Path, key: str, num_points: int | None = None) -> tuple[np.nda
         FileNotFoundError: if the file is missing.
         ValueError: if it is no .h5 file, or one of another layout, or its values fail `check_points`, `check_labels`.
     """
+    with _open_h5(path, key) as (data, label):
+        if num_points is not None and num_points > data.shape[1]:
+            asked = key.of_points(data.shape[1]) if isinstance(key, Entry) else f"{num_points} are asked for"
+            raise ValueError(f"{path}: clouds have {data.shape[1]} points; {asked}")
+        points, labels = data[:, :num_points], label[()]
+    return check_points(points, path, (None, None, 3)), check_labels(labels, path)
+
+
+def read_h5_labels(path: Path, key: str | Entry) -> tuple[int, np.ndarray]:
+    """Read the points per cloud and the labels (n,) int64, and no cloud; raises as `read_h5`."""
+    with _open_h5(path, key) as (data, label):
+        points, labels = int(data.shape[1]), label[()]
+    return points, check_labels(labels, path)
+
+
+@contextmanager
+def _open_h5(path: Path, key: str | Entry) -> Iterator[tuple[h5py.Dataset, h5py.Dataset]]:
+    """Open the arrays `data` and `label`, whose shapes are checked; ValueError whatever is wrong in the block."""
     require_file(path, key)
     try:
         with h5py.File(path, "r") as file:
@@ -249,14 +293,11 @@ def read_h5(path: Path, key: str, num_points: int | None = None) -> tuple[np.nda
                 raise ValueError(f"{path}: {shapes}; expected (n, points, 3) and (n,) or (n, 1)")
             if not 0 < data.nbytes <= MAX_BYTES:
                 raise ValueError(f"{path}: {shapes}; there must be a cloud, and at most {MAX_BYTES} bytes")
-            if num_points is not None and num_points > data.shape[1]:
-                raise ValueError(f"{path}: clouds have {data.shape[1]} points; {num_points} are asked for")
-            points, labels = data[:, :num_points], label[()]
+            yield data, label
     except ValueError:
         raise
     except Exception as error:  # a damaged file raises nearly any exception
         raise ValueError(f"{path}: not a readable .h5 file ({error}); it may be damaged or cut short") from error
-    return check_points(points, path, (None, None, 3)), check_labels(labels, path)
 
 
 # ---------------------------------------------------------------------------------------------------- pickles

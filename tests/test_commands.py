@@ -50,6 +50,11 @@ def command(*argv: str) -> list[str]:
         (("datasets.synthetic", "--help"), 0),
         (("datasets.pack", "--help"), 0),
         (("datasets.few_shot_splits", "--folds", "ten"), 2),
+        (("datasets.check", "--help"), 0),
+        (("datasets.check", "ShapeNut"), 2),
+        (("datasets.download", "--help"), 0),
+        (("datasets.lists", "--help"), 0),
+        (("datasets.process_modelnet", "--points", "none"), 2),
     ],
 )
 def test_what_computes_nothing_imports_no_pytorch(tmp_path, argv, code):
@@ -59,13 +64,19 @@ def test_what_computes_nothing_imports_no_pytorch(tmp_path, argv, code):
     assert len(done.stderr.splitlines()) == (code != 0 and len(argv) > 1)
 
 
-@pytest.mark.parametrize("name", ["synthetic", "pack", "few_shot_splits"])
+@pytest.mark.parametrize(
+    "name", ["synthetic", "pack", "few_shot_splits", "check", "download ShapeNet", "lists", "process_modelnet"]
+)
 def test_commands_of_data_sets_tell_a_wrong_flag_in_one_line(name):
     done = subprocess.run(
-        [sys.executable, "-m", f"datasets.{name}", "--zzz"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *f"datasets.{name}".split(), "--zzz"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
-    expected = f"error: unknown flag --zzz; python -m datasets.{name} --help lists the flags"
+    expected = f"error: unknown flag --zzz; python -m datasets.{name.split()[0]} --help lists the flags"
     assert done.stderr.splitlines() == [expected]
 
 
@@ -152,7 +163,11 @@ def touch(*names):
 @pytest.mark.parametrize(
     ("there", "said", "unsaid"),
     [
-        ([], ["data in data/: none", "make demo", "data/README.md", "datasets.synthetic --root data"], ["pre-train:"]),
+        (
+            [],
+            ["data in data/: none", "make demo", "data/README.md", "datasets.check", "datasets.synthetic --root data"],
+            ["pre-train:"],
+        ),
         (
             ["data/README.md", "data/ShapeNet55-34/x", "data/ScanObjectNN/x"],
             [

@@ -17,7 +17,7 @@ from datasets.holdout import Part
 from utils.config import load_config
 
 RNG = np.random.default_rng(0)
-WAY_OUT = r"data/README\.md.*python -m datasets\.synthetic --root data"
+WAY_OUT = r"data/README\.md.*python -m datasets\.check .*datasets\.download .*datasets\.synthetic --root"
 
 
 def cloud(num_points=32, channels=3):
@@ -423,7 +423,7 @@ def test_modelnet_refuses_a_text_file_of_another_width(modelnet, text, shape):
 
 def test_modelnet_refuses_a_text_file_with_too_few_points(modelnet):
     (Path(modelnet["DATA_PATH"]) / "bed/bed_0001.txt").write_text("1,2,3,0,0,1\n")
-    with pytest.raises(ValueError, match=r"bed_0001\.txt: holds 1 points, but N_POINTS is"):
+    with pytest.raises(ValueError, match=r"bed_0001\.txt: holds 1 points; N_POINTS asks for 32: set N_POINTS to 1, or"):
         build_dataset(modelnet)[1]
 
 
@@ -443,7 +443,7 @@ def test_modelnet_refuses_a_text_file_with_too_few_points(modelnet):
         ("modelnet", {"NUM_CATEGORY": 40}, "names 2 classes, but NUM_CATEGORY is 40"),
         ("modelnet", {"USE_NORMALS": "no"}, r"dataset\.USE_NORMALS is 'no'; expected bool"),
         ("modelnet_svm", {"num_points": 0}, "num_points is 0"),
-        ("modelnet_svm", {"num_points": 33}, "clouds have 32 points; 33 are asked for"),
+        ("modelnet_svm", {"num_points": 33}, "have 32 points; num_points asks for 33: set num_points to 32, or "),
         ("modelnet_svm", {"partition": "training"}, "partition is 'training'"),
         ("scanobjectnn", {"SPLIT": "hardest"}, "SPLIT is 'hardest'; choose one of obj-bg, obj, pb"),
         ("scanobjectnn", {"npoints": 0}, "npoints is 0"),

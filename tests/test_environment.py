@@ -23,7 +23,7 @@ def test_data_and_weights_are_counted(tmp_path):
     lines = environment.report(tmp_path / "data", tmp_path / "ckpts").splitlines()
     found = {line.split()[0]: line for line in lines if line}
     assert found["ScanObjectNN"].endswith("1 entries")
-    assert "missing, see data/README.md" in found["ModelNetFewshot"]
+    assert "missing: python -m datasets.check says more" in found["ModelNetFewshot"]
     assert found["pre-train.pth"].endswith("1.5 MB")
 
 

@@ -152,11 +152,11 @@ def test_wrong_arguments_are_named(tmp_path, content, others, message):
 
 def test_a_missing_fold_is_named_with_the_ways_to_get_it(tmp_path, content):
     write_task(tmp_path, content)
-    with pytest.raises(FileNotFoundError, match=r"2way_3shot/5\.pkl .*few_shot_splits.*data/README\.md") as refused:
+    with pytest.raises(FileNotFoundError, match=r"2way_3shot/5\.pkl .*data/README\.md.*few_shot_splits") as refused:
         build_dataset(entry(tmp_path, fold=5))
-    assert "choose of the folds that are there with --fold 4, draw" in str(refused.value)
+    assert "choose of the folds that are there with --fold 4; see" in str(refused.value)
     write_task(tmp_path, content).with_name("10.pkl").touch()
-    with pytest.raises(FileNotFoundError, match="with --fold 4 or 10, draw"):
+    with pytest.raises(FileNotFoundError, match="with --fold 4 or 10; see"):
         build_dataset(entry(tmp_path, fold=5))
     with pytest.raises(FileNotFoundError) as refused:
         build_dataset(entry(tmp_path, shot=7))

@@ -78,7 +78,9 @@ def test_testing_gives_the_figures_of_training(here, finetuned, capsys, checkpoi
     trained = results_of_folder(finetuned)["part segmentation, fine-tuning"][name]
     assert {key: measured[key] for key in trained} == trained
     assert measured["about"]["checkpoint_chosen_by"] == chosen_by
-    assert f"ShapeNetPart, test split; weights chosen by: {chosen_by}" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"ShapeNetPart, test split; weights chosen by: {chosen_by}" in shown.out
+    assert "generated shapes stand in for ShapeNetPart (dataset: test)" in shown.err
     assert (folder / "parts.png").read_bytes().startswith(b"\x89PNG")
 
 

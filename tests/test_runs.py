@@ -341,7 +341,7 @@ def test_results_of_another_run_do_not_make_one_finished(here, finetuned):
         ("optimzer", {}, r"optimzer.*optimizer"),
         ("model.NAME", "I2P_MEA", r"I2P_MEA.*I2P_MAE"),
         ("total_bs", 64, r"12 training clouds, fewer than one batch of 64; lower total_bs"),
-        ("dataset.svm_test.others.num_points", 4096, r"ply_data_test.*128 points; 4096"),
+        ("dataset.svm_test.others.num_points", 4096, r"ply_data_test.*128 points; num_points asks for 4096"),
     ],
 )
 def test_config_mistakes_are_named(here, capsys, path, value, message):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from datasets.sources import SOURCES
 from extensions import chamfer_dist, emd, knn_cuda
 from extensions.pointnet2_ops import pointnet2_utils
 from utils.device import choose_device, device_name
@@ -17,11 +18,8 @@ PACKAGES = (
     *("h5py", "scikit-learn", "tensorboardX", "tqdm", "matplotlib"),
 )
 KERNELS = {"chamfer_dist": chamfer_dist, "emd": emd, "knn_cuda": knn_cuda, "pointnet2_ops": pointnet2_utils}
-DATA = (
-    *("ShapeNet55-34/ShapeNet-55", "ShapeNet55-34/shapenet_pc", "ShapeNet55-34/shapenet_pc.packed"),
-    *("modelnet40_ply_hdf5_2048", "ModelNet/modelnet40_normal_resampled", "ScanObjectNN", "ModelNetFewshot"),
-    "shapenetcore_partanno_segmentation_benchmark_v0_normal",
-)
+PACK = "ShapeNet55-34/shapenet_pc.packed"
+DATA = (*(folder for source in SOURCES.values() for folder in source.folders.values()), PACK)
 
 
 def report(data: Path = Path("data"), checkpoints: Path = Path("ckpts")) -> str:
@@ -74,7 +72,9 @@ def _kernels(module: object) -> str:
 
 
 def _folder(path: Path) -> str:
-    return f"{sum(1 for _ in path.iterdir())} entries" if path.is_dir() else "missing, see data/README.md"
+    return (
+        f"{sum(1 for _ in path.iterdir())} entries" if path.is_dir() else "missing: python -m datasets.check says more"
+    )
 
 
 def _weights(folder: Path) -> list[tuple[str, str]]:

@@ -145,8 +145,9 @@ def check_start(run: Run, config: dict[str, Any], args: Namespace, begun: list[T
     fresh = [task for task in left if task not in begun]
     if fresh and args.finetune_model and not (args.ckpts or args.start_ckpts):
         raise ValueError(f"{len(fresh)} folds have not begun and need the weights to fine-tune: add --ckpts FILE")
+    entry = _split(config, "train")
     for task in left:
-        require_fold(_split(config, "train")["DATA_PATH"], *task)
+        require_fold(entry["DATA_PATH"], *task, entry["N_POINTS"])
 
 
 def hold_together(run: Run, mode: str, max_epoch: int, args: Namespace, begun: list[Task], left: list[Task]) -> None:

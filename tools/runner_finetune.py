@@ -11,7 +11,7 @@ from datasets.transforms import AUGMENTATIONS, random_subset
 from tools.evaluation.classification import check_channels, check_labels, farthest_candidates, sample_farthest
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import overall_accuracy
-from tools.training import sanity
+from tools.training import provenance, sanity
 from tools.training.builder import (
     build_network,
     evaluation_loader,
@@ -52,11 +52,13 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         train = training_loader(config, args, least=2)
         chooser, name = selection_loader(config, args, train)
         test = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
-        run.note_data(train=train.dataset, test=test.dataset)
+        data = {"train": train.dataset, "test": test.dataset}
+        run.note_data(**data)
         model = build_network(config["model"], "num_classes", mode).to(device)
         check_labels(model, train, test)
         check_channels(train, test)
-        sanity.warn(config, model, train=train.dataset, test=test.dataset)
+        sanity.warn(config, model, **data)
+        provenance.warn(config, **data)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)

@@ -28,7 +28,8 @@ def _next_steps(data: bool, weights: list[str], runs: list[str]) -> Iterator[str
     if not (data or weights or runs):
         yield "see it work, in minutes: make demo"
     if not data:
-        yield f"get data: {DATA}/README.md, or generated stand-ins with python -m datasets.synthetic --root {DATA}"
+        yield f"get data: python -m datasets.check says how to get each, and {DATA}/README.md what goes where"
+        yield f"or generated stand-ins: python -m datasets.synthetic --root {DATA}"
     elif not (weights or runs):
         if PRE_TRAINING_DATA.is_dir():
             yield f"pre-train: {PRE_TRAIN}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from datasets.published import CATEGORIES, NUM_PARTS
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.segmentation import measure, score_table
-from tools.training import sanity
+from tools.training import provenance, sanity
 from tools.training.builder import (
     build_network,
     evaluation_loader,
@@ -59,9 +59,11 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         loader = training_loader(config, args, least=2)
         chooser, name = selection_loader(config, args, loader)
         test_loader = chooser if args.select_on == "test" else evaluation_loader(config, "test", args)
-        run.note_data(train=loader.dataset, test=test_loader.dataset)
+        data = {"train": loader.dataset, "test": test_loader.dataset}
+        run.note_data(**data)
         model = build_segmenter(config, device)
-        sanity.warn(config, model, train=loader.dataset, test=test_loader.dataset)
+        sanity.warn(config, model, **data)
+        provenance.warn(config, **data)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)
@@ -109,6 +111,7 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = evaluation_loader(config, "test", args)
+        provenance.warn(config, test=loader.dataset)
         model = build_segmenter(config, device)
         run.note_weights(load_weights(model, args.ckpts, strict=True))
         scores = measure(model, loader, device, run.folder / PICTURE)

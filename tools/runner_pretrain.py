@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.features import svm_features, svm_loaders
 from tools.evaluation.svm import linear_svm_accuracy
-from tools.training import sanity
+from tools.training import provenance, sanity
 from tools.training.builder import build_network, parallel, training_loader
 from tools.training.modes import PRE_TRAINING, TO_TRAIN
 from tools.training.run import open_run
@@ -48,6 +48,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         run.note_data(**data)
         model = build_network(config["model"], "encode", MODE).to(device)
         sanity.warn(config, model, **data)
+        provenance.warn(config, **data)
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
 

@@ -8,6 +8,7 @@ import numpy as np
 from tools.evaluation.classification import check_channels, check_labels, farthest_clouds, sample_farthest, vote
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import mean_class_accuracy, overall_accuracy
+from tools.training import provenance
 from tools.training.builder import build_network, evaluation_loader, test_split
 from tools.training.modes import TEST
 from tools.training.run import open_run
@@ -37,6 +38,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         model = build_network(config["model"], "num_classes", MODE).to(device)
         check_labels(model, loader)
         check_channels(loader)
+        provenance.warn(config, test=loader.dataset)
         run.note_weights(load_weights(model, args.ckpts, strict=True))
         npoints = config["npoints"]
         logits, labels = evaluate(model, loader, device, lambda points: sample_farthest(points, npoints))

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from tools.evaluation.features import svm_features, svm_loaders, without_teacher
 from tools.evaluation.probes import Features, load_features, probe, probe_table, save_features
+from tools.training import provenance
 from tools.training.builder import build_network
 from tools.training.modes import LINEAR_SVM
 from tools.training.run import Run, open_run
@@ -43,7 +44,9 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     with open_run(config, args, MODE, training=False) as run:
         seed_everything(args.seed, args.deterministic)
         loaders = svm_loaders(config, args)
-        run.note_data(svm_train=loaders[0].dataset, svm_test=loaders[1].dataset)
+        data = {"svm_train": loaders[0].dataset, "svm_test": loaders[1].dataset}
+        run.note_data(**data)
+        provenance.warn(config, **data)
         features = _features(config, args, loaders, run)
         results = {
             "protocol": f"linear SVM on {config['dataset']['svm_test']['NAME']}, test split",

@@ -10,9 +10,9 @@ from typing import Any
 
 from utils.files import make_folder, writing
 
-logger = logging.getLogger(__name__)
+from ..sources import MARKER
 
-MARKER = "SYNTHETIC.json"
+logger = logging.getLogger(__name__)
 
 
 def publish(folder: Path, request: dict[str, Any], write: Callable[[Path], None]) -> Path:
