@@ -96,7 +96,7 @@ def _plain(finding: "Finding") -> dict[str, Any]:
         **vars(finding),
         "missing": {"count": len(finding.missing), "first": finding.missing[:SHOWN]},
         "whole": finding.whole,
-        "published": vars(source)["versions"][_split(finding, source)].clouds,
+        "published": source.versions[_split(finding, source)].clouds,
         "terms": source.terms,
         "url": source.url,
     }
