@@ -83,20 +83,30 @@ def _entries(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         place = {key: value for key, value in entry.items() if key != "others"}
         if place["NAME"] in (args.names or SOURCES) and place not in seen:
             seen.append(place)
-            if gone := [key for key in SOURCES[place["NAME"]].folders if key not in place]:
-                raise ValueError(f"{args.config}: an entry of {place['NAME']} has no {gone[0]}")
+            _check_entry(place, args.config)
             yield place
     if not seen:
         raise ValueError(f"{args.config} reads none of {', '.join(args.names or SOURCES)}; name a folder with --root")
+
+
+def _check_entry(entry: dict[str, Any], config: Path) -> None:
+    """Refuse an entry of a config that does not say where its data set is, or which version it is."""
+    source = SOURCES[entry["NAME"]]
+    for key in source.folders:
+        if not isinstance(entry.get(key), str):
+            raise ValueError(f"{config}: {key} of {entry['NAME']} is {entry.get(key)!r}; give the path of a folder")
+    if len(source.versions) > 1 and entry.get("SPLIT") not in source.versions:
+        valid = ", ".join(source.versions)
+        raise ValueError(f"{config}: SPLIT of {entry['NAME']} is {entry.get('SPLIT')!r}; choose one of {valid}")
 
 
 def _plain(finding: "Finding") -> dict[str, Any]:
     source = SOURCES[finding.name]
     return {
         **vars(finding),
-        "missing": {"count": len(finding.missing), "first": finding.missing[:SHOWN]},
+        "missing": {"count": len(finding.missing), "files": finding.missing},
         "whole": finding.whole,
-        "published": vars(source)["versions"][_split(finding, source)].clouds,
+        "published": source.versions[_split(finding, source)].clouds,
         "terms": source.terms,
         "url": source.url,
     }

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.published import TEST_CLOUDS
+from datasets.published import SHOTS, TEST_CLOUDS, WAYS
 from datasets.sources import DRAWN_LISTS, MARKER, SOURCES, Version, version_of
 
 PUBLISHED, SUBSET, GENERATED, OTHER, FOREIGN = "published", "subset", "generated", "other version", "foreign"
@@ -62,15 +62,16 @@ def marker_of(entry: Mapping[str, Any]) -> Path | None:
 
 def drawn_lists(entry: Mapping[str, Any]) -> Path | None:
     """Return the file that says that the entry's lists were drawn by `python -m datasets.lists`, if there is one."""
-    place = Path(entry[next(iter(SOURCES[entry["NAME"]].folders))], DRAWN_LISTS)
-    return place if place.is_file() else None
+    place = Path(entry["DATA_PATH"], DRAWN_LISTS) if entry["NAME"] == "ShapeNet" else None
+    return place if place and place.is_file() else None
 
 
 def _expected(entry: Mapping[str, Any], version: Version, counts: Mapping[str, int]) -> dict[str, int]:
     """Clouds of the published subsets among `counts`; of a few-shot task, those that its setting makes."""
     if entry["NAME"] == "ModelNetFewShot":
-        others = entry["others"]
-        made = {"train": others["way"] * others["shot"], "test": others["way"] * TEST_CLOUDS}
+        others = entry.get("others") or {}
+        way, shot = others.get("way", WAYS[0]), others.get("shot", SHOTS[0])
+        made = {"train": way * shot, "test": way * TEST_CLOUDS}
     else:
         made = dict(version.clouds)
         made["trainval"] = made["train"] + made.get("val", 0)

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -103,7 +104,8 @@ def _sampled(
 
 def _in_processes(work: Callable[[list[Path]], Any], batches: Sequence[list[Path]], workers: int) -> Iterator[Any]:
     """Yield the results of all batches in order; no more of them wait than there is memory for."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    interrupted = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that hands out work
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), signal.signal, interrupted) as pool:
         left = iter(batches)
         waiting = deque(pool.submit(work, batch) for batch in islice(left, 2 * workers))
         try:

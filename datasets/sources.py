@@ -1,7 +1,7 @@
 """The published data sets: what each holds, where it goes, where it comes from, on which terms. Needs no PyTorch.
 
 One table for the readers' messages, `datasets.check`, `datasets.download`, the warnings of a run and the tables in
-data/README.md and docs/DATASET.md. What is not known for certain is None: no checksum has been published.
+data/README.md and docs/DATASET.md. What is not known for certain is None.
 """
 
 from dataclasses import dataclass, field

@@ -86,7 +86,7 @@ def test_json_is_for_scripts(root, capsys):
     assert found["verdict"] == "subset"
     assert found["whole"] is True
     assert found["splits"]["train"] == {"clouds": 4, "points": None, "labels": {"chair": 2, "lamp": 2}}
-    assert found["missing"] == {"count": 0, "first": []}
+    assert found["missing"] == {"count": 0, "files": []}
     assert found["published"] == {"train": 9843, "test": 2468}
     assert found["url"] == "https://shapenet.cs.stanford.edu/media/modelnet40_normal_resampled.zip"
 
@@ -263,6 +263,13 @@ def test_a_config_is_looked_up_where_it_reads(root, tmp_path, capsys):
     assert "OBJ-BG" not in text
     with pytest.raises(ValueError, match="reads none of ShapeNet; name a folder with --root"):
         main(["ShapeNet", "--config", str(config)])
+    for entry, message in (
+        ("NAME: ScanObjectNN, ROOT: x, SPLIT: hard", "SPLIT of ScanObjectNN is 'hard'; choose one of obj-bg, obj, pb"),
+        ("NAME: ShapeNet, DATA_PATH: x", "PC_PATH of ShapeNet is None; give the path of a folder"),
+    ):
+        config.write_text(f"dataset: {{train: {{{entry}}}}}\nmodel: {{NAME: I2P_MAE}}\n")
+        with pytest.raises(ValueError, match=message):
+            main(["--config", str(config)])
 
 
 def test_a_misspelt_name_is_told(capsys):

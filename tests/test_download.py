@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from datasets import archives, download
+from datasets import archives, fetch
 from datasets.archives import unpack
 from datasets.download import main
 from datasets.sources import SOURCES
@@ -78,7 +78,7 @@ def server(monkeypatch):
         running.does = SimpleNamespace(ranges=True, heeds_if_range=True, etag='"1"', length=True, cuts=[], answers=[])
         running.url = f"http://127.0.0.1:{running.server_port}"
         threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setattr(download, "PAUSE", 0.0)
+        monkeypatch.setattr(fetch, "PAUSE", 0.0)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield running
         running.shutdown()
@@ -89,8 +89,8 @@ def target(tmp_path):
     return tmp_path / "data/file.zip"
 
 
-def fetch(server, target, **settings):
-    return download.download(f"{server.url}/file.zip", target, **settings)
+def get(server, target, **settings):
+    return fetch.download(f"{server.url}/file.zip", target, **settings)
 
 
 def leave_part(server, target, size=300_000, validator='"1"', total=2**20):
@@ -109,19 +109,19 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_file_is_downloaded_with_its_checksum_beside_it(server, target):
-    record = fetch(server, target)
+    record = get(server, target)
     assert target.read_bytes() == BODY
     assert record.sha256 == hashlib.sha256(BODY).hexdigest()
     assert files(target.parent) == ["file.zip", "file.zip.json"]
     kept = json.loads(target.with_name("file.zip.json").read_text())
     assert kept == {"url": f"{server.url}/file.zip", "validator": '"1"', "size": len(BODY), "sha256": record.sha256}
-    fetch(server, target)
+    get(server, target)
     assert len(server.asked) == 1
 
 
 def test_a_connection_that_ends_early_goes_on_where_it_ended(server, target):
     server.does.cuts = [300_000, 700_001]
-    fetch(server, target)
+    get(server, target)
     assert target.read_bytes() == BODY
     assert [asked for _, asked in server.asked] == [None, "bytes=300000-", "bytes=700001-"]
     assert server.held_to == [None, '"1"', '"1"']
@@ -133,20 +133,20 @@ def test_an_interrupted_call_leaves_a_part_and_the_next_goes_on(server, target, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "_shown", interrupt)
+        patch.setattr(fetch, "_shown", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            fetch(server, target)
+            get(server, target)
     assert files(target.parent) == ["file.zip.json", "file.zip.part"]
     size = target.with_name("file.zip.part").stat().st_size
     assert 0 < size <= 1000
-    fetch(server, target)
+    get(server, target)
     assert target.read_bytes() == BODY
     assert server.asked[1] == ("/file.zip", f"bytes={size}-")
 
 
 def test_a_server_that_stays_away_is_an_error_and_the_part_stays(server, target):
     server.does.cuts = [300_000]
-    original = download._receive
+    original = fetch._receive
 
     def away(*arguments):
         try:
@@ -155,12 +155,12 @@ def test_a_server_that_stays_away_is_an_error_and_the_part_stays(server, target)
             server.does.answers = [503] * 20
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download, "_receive", away)
+        patch.setattr(fetch, "_receive", away)
         with pytest.raises(ValueError, match=r"503 .*300,000 bytes are in .*file\.zip\.part, and the same command"):
-            fetch(server, target)
-    assert len(server.asked) == 1 + download.TRIES
+            get(server, target)
+    assert len(server.asked) == 1 + fetch.TRIES
     server.does.answers = []
-    fetch(server, target)
+    get(server, target)
     assert target.read_bytes() == BODY
 
 
@@ -168,7 +168,7 @@ def test_a_server_without_ranges_begins_anew_and_that_is_said(server, target, ca
     leave_part(server, target)
     server.does.ranges = False
     with caplog.at_level("INFO"):
-        fetch(server, target)
+        get(server, target)
     assert target.read_bytes() == BODY
     assert "the server sends the whole file again" in caplog.text
 
@@ -177,7 +177,7 @@ def test_a_server_without_ranges_begins_anew_and_that_is_said(server, target, ca
 def test_a_file_that_changed_between_two_tries_is_not_mixed(server, target, heeds):
     leave_part(server, target)
     server.body, server.does.etag, server.does.heeds_if_range = BODY[::-1], '"2"', heeds
-    fetch(server, target)
+    get(server, target)
     assert target.read_bytes() == BODY[::-1]
 
 
@@ -185,7 +185,7 @@ def test_a_file_that_changed_between_two_tries_is_not_mixed(server, target, heed
 def test_what_cannot_be_told_from_another_version_begins_anew(server, target, etag):
     server.does.etag = etag
     server.does.cuts = [300_000]
-    fetch(server, target)
+    get(server, target)
     assert [asked for _, asked in server.asked] == [None, None]
     assert target.read_bytes() == BODY
 
@@ -194,19 +194,19 @@ def test_a_part_of_another_address_or_longer_than_the_file_is_not_gone_on_with(s
     leave_part(server, target, size=len(BODY), total=2 * len(BODY))
     server.body = BODY[:1000]
     server.does.heeds_if_range = False
-    fetch(server, target)
+    get(server, target)
     assert target.read_bytes() == BODY[:1000]
     assert len(server.asked) >= 2
     target.unlink()
     leave_part(server, target)
     (target.with_name("file.zip.part")).write_bytes(b"x" * 500)
-    download.download(f"{server.url}/other.zip", target)
+    fetch.download(f"{server.url}/other.zip", target)
     assert target.read_bytes() == BODY[:1000]
 
 
 def test_a_whole_part_needs_no_server(server, target):
     leave_part(server, target, size=len(BODY))
-    fetch(server, target)
+    get(server, target)
     assert server.asked == []
     assert target.read_bytes() == BODY
 
@@ -215,7 +215,7 @@ def test_redirects_are_followed_with_the_range(server, target):
     leave_part(server, target)
     record = {"url": f"{server.url}/moved", "validator": '"1"', "size": len(BODY), "sha256": ""}
     target.with_name("file.zip.json").write_text(json.dumps(record))
-    download.download(f"{server.url}/moved", target)
+    fetch.download(f"{server.url}/moved", target)
     assert server.asked == [("/moved", "bytes=300000-"), ("/file.zip", "bytes=300000-")]
     assert target.read_bytes() == BODY
 
@@ -223,36 +223,36 @@ def test_redirects_are_followed_with_the_range(server, target):
 def test_a_redirect_from_https_to_http_is_not_followed():
     request = SimpleNamespace(type="https", full_url="https://a/x")
     with pytest.raises(ValueError, match="https://a/x redirects to http://b/x, which is not encrypted"):
-        download._Redirects().redirect_request(request, None, 302, "", {}, "http://b/x")
+        fetch._Redirects().redirect_request(request, None, 302, "", {}, "http://b/x")
 
 
 def test_a_wrong_checksum_is_refused_and_a_right_one_is_not(server, target):
     with pytest.raises(ValueError, match=f"has the SHA-256 {hashlib.sha256(BODY).hexdigest()}, not 00.*delete it"):
-        fetch(server, target, sha256="0" * 64)
-    fetch(server, target, sha256=hashlib.sha256(BODY).hexdigest().upper())
+        get(server, target, sha256="0" * 64)
+    get(server, target, sha256=hashlib.sha256(BODY).hexdigest().upper())
 
 
-@pytest.mark.parametrize("code", [403, 404])
+@pytest.mark.parametrize("code", [403, 404, 416])
 def test_a_refusal_is_told_at_once(server, target, code):
     server.does.answers = [code] * 9
     with pytest.raises(ValueError, match=f"/file.zip: the server answers {code} "):
-        fetch(server, target)
+        get(server, target)
     assert len(server.asked) == 1
 
 
 def test_nobody_there_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(download, "PAUSE", 0.0)
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
     with pytest.raises(ValueError, match="Connection refused"):
-        download.download("http://127.0.0.1:9/file.zip", tmp_path / "file.zip")
+        fetch.download("http://127.0.0.1:9/file.zip", tmp_path / "file.zip")
     with pytest.raises(ValueError, match=r"cannot be reached .*--archive FILE"):
-        download.download("http://name.invalid/file.zip", tmp_path / "file.zip")
+        fetch.download("http://name.invalid/file.zip", tmp_path / "file.zip")
 
 
 def test_a_proxy_of_the_environment_is_asked(server, target, monkeypatch):
     monkeypatch.setenv("http_proxy", server.url)
     monkeypatch.setenv("no_proxy", "")
-    download.download("http://data.invalid/file.zip", target)
+    fetch.download("http://data.invalid/file.zip", target)
     assert server.asked == [("http://data.invalid/file.zip", None)]
     assert target.read_bytes() == BODY
 
@@ -260,7 +260,7 @@ def test_a_proxy_of_the_environment_is_asked(server, target, monkeypatch):
 def test_a_disk_that_is_too_small_is_told_beforehand(server, target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ValueError, match=r"needs 1,048,576 more bytes and its disk has 1,000 free.*--root"):
-        fetch(server, target)
+        get(server, target)
     assert target.with_name("file.zip.part").stat().st_size == 0
 
 
@@ -283,19 +283,19 @@ def test_a_disk_that_fills_up_is_told_and_the_part_stays(server, target, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", opened)
         with pytest.raises(OSError, match=r"cannot write .*file\.zip\.part: No space left on device; make room"):
-            fetch(server, target)
+            get(server, target)
     size = target.with_name("file.zip.part").stat().st_size
     assert 0 < size <= 500_000
-    fetch(server, target)
+    get(server, target)
     assert target.read_bytes() == BODY
     assert server.asked[1] == ("/file.zip", f"bytes={size}-")
 
 
 def test_two_at_a_time_are_refused(server, target):
     target.parent.mkdir(parents=True)
-    with download._alone(target.with_name("file.zip.part")):
+    with fetch._alone(target.with_name("file.zip.part")):
         with pytest.raises(ValueError, match="another process is downloading"):
-            fetch(server, target)
+            get(server, target)
 
 
 # ---- archives ----

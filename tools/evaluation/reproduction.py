@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets.synthetic.publish import MARKER
+from datasets.sources import MARKER
 from tools.evaluation import profiler
 from tools.evaluation.paper_results import DATA_SETS, PUBLISHED, REPOSITORIES, ROWS, Row, Way, look_up
 from tools.training.launch import launch, shown
