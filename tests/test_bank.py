@@ -83,8 +83,8 @@ def test_queries_are_matched_in_parts_to_the_same_logits(monkeypatch):
 
 
 def test_of_equally_near_entries_most_win_and_then_the_lowest_class():
-    bank = Bank(PAIRS[[0, 0, 0, 1, 1, 2]], np.array([2, 1, 2, 1, 0, 0]), ["a", "b", "c"])
-    assert nearest_neighbors(bank, PAIRS).tolist() == [2, 0, 0]
+    bank = Bank(PAIRS[[0, 0, 0, 1, 1, 2]], np.array([2, 1, 2, 1, 0, 2]), ["a", "b", "c"])
+    assert nearest_neighbors(bank, PAIRS).tolist() == [2, 0, 2]
     assert match(bank, PAIRS[1:2], 9998).argmax() == 0
 
 

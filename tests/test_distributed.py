@@ -416,12 +416,16 @@ def test_the_measured_accuracy_is_that_of_the_saved_weights(trained, here):
         assert results_of(config, "check")[key]["accuracy"] == trained_results["final_accuracy"]
 
 
-@pytest.mark.parametrize(("config", "mode"), [(PRETRAINING, ("--test_svm", "modelnet40")), (FINETUNING, ("--test",))])
+@pytest.mark.parametrize(
+    ("config", "mode"),
+    [(PRETRAINING, ("--test_svm", "modelnet40")), (PRETRAINING, ("--test_bank",)), (FINETUNING, ("--test",))],
+)
 def test_two_processes_measure_what_one_does(trained, here, tmp_path, config, mode):
     flags = (*mode, "--ckpts", trained[config][0] / "ckpt-last.pth", "--exp_name")
-    assert run(config, *flags, "one") == 0
-    assert run_in_two(tmp_path, config, *flags, "shared") == [0, 0]
-    (expected,), (results,) = results_of(config, "one").values(), results_of(config, "shared").values()
+    one, shared = f"one{mode[0]}", f"shared{mode[0]}"
+    assert run(config, *flags, one) == 0
+    assert run_in_two(tmp_path, config, *flags, shared) == [0, 0]
+    (expected,), (results,) = results_of(config, one).values(), results_of(config, shared).values()
     assert {**results, "about": 0} == {**expected, "about": 0}
 
 

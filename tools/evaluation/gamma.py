@@ -113,7 +113,8 @@ class GammaSearch:
 def _one_wins(left: _Scores, right: _Scores, width: float) -> np.ndarray:
     """Whether the class that wins at both ends wins between them too: (r,) bool, False where that is not certain.
 
-    The larger of its two tangents, less the chord of another class, is lowest where they meet, or at an end.
+    The larger of its two tangents, less the chord of another class, is lowest where they meet, or at an end. Where
+    another class wins at the right, that one is a rival there, and nothing is certain.
     """
     best_left, best_right = left.best(), right.best()
     bend = right.slope - left.slope  # ≥ 0
@@ -122,7 +123,7 @@ def _one_wins(left: _Scores, right: _Scores, width: float) -> np.ndarray:
     tangent = np.maximum(best_left + left.slope * meet, best_right - right.slope * (width - meet))
     share = (meet / width)[:, None]
     chords = (1 - share) * left.scores + share * right.scores
-    certain = left.winner == right.winner
+    certain = np.ones(len(meet), dtype=bool)
     for bound, others in ((best_left, left.scores), (tangent, chords), (best_right, right.scores)):
         rivals = others.copy()
         np.put_along_axis(rivals, left.winner[:, None], -np.inf, 1)
