@@ -18,13 +18,16 @@ from utils.parser import parse_args
 RUNNERS = {  # flag → runner; without a flag: pre-training
     "test": "runner_test",
     "test_svm": "runner_test_svm",
+    "test_bank": "runner_test_bank",
     "finetune_model": "runner_finetune",
     "scratch_model": "runner_finetune",
     "profile": "runner_profile",
 }
-TASKS = {  # data set → runner of what trains on it or tests
-    "ModelNetFewShot": "runner_few_shot",
-    "ShapeNetPart": "runner_part_segmentation",
+SEGMENTERS_AND_TASKS = {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_segmentation"}
+TASKS = {  # runner → data set → the runner that takes its place
+    "runner_finetune": SEGMENTERS_AND_TASKS,
+    "runner_test": SEGMENTERS_AND_TASKS,
+    "runner_test_bank": {"ShapeNetPart": "runner_part_prototypes"},
 }
 OTHER_MODE = "--resume continues a run: add the flag of its mode, such as --finetune_model, or choose another config"
 EXIT_USAGE = 2
@@ -79,14 +82,14 @@ def run(config: EasyDict, args: Namespace) -> int:
 
 
 def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callable[[EasyDict, Namespace], Any]]:
-    """Choose the runner of the mode flag; where it trains or tests, the data set may call for its own.
+    """Choose the runner of the mode flag; the data set may call for its own.
 
     Returns:
         The module and what of it to call: its `run`, once or, with `--seeds`, once a seed.
     """
     name = next((name for flag, name in RUNNERS.items() if getattr(args, flag)), "runner_pretrain")
     data = config.dataset.get("train") or config.dataset.get("test") or {}
-    task = TASKS.get(data.get("NAME"), name) if name in ("runner_finetune", "runner_test") else name
+    task = TASKS.get(name, {}).get(data.get("NAME"), name)
     if task != "runner_few_shot" and (args.way, args.shot, args.fold) != (None, None, None):
         raise ValueError(
             f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "

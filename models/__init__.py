@@ -11,6 +11,7 @@ from models.i2p_mae import I2P_MAE
 from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
 from models.point_mae import Point_MAE
+from models.point_nn import Point_NN
 from models.point_transformer import PointTransformer
 from models.point_transformer_segmenter import PointTransformerSegmenter
 from utils.settings import check_name, check_settings
@@ -26,6 +27,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Point_MAE": Point_MAE,
     "PointTransformer": PointTransformer,
     "Point_MAE_SEG": PointTransformerSegmenter,
+    "Point_NN": Point_NN,
 }
 
 

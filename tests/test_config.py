@@ -82,6 +82,7 @@ POINT_MAE = {
 }
 POINT_TRANSFORMER = TRANSFORMER | {"NAME": "PointTransformer", "cls_dim": 40, "group_size": 32, "num_group": 64}
 POINT_TRANSFORMER_SCAN = POINT_TRANSFORMER | {"cls_dim": 15, "num_group": 128}
+POINT_NN = {"NAME": "Point_NN", "stages": 4, "k": 90, "alpha": 1000, "beta": 100, "normalise": "batch"}
 MODELS = {
     "pre-training/i2p-mae": I2P_PRETRAIN | {"clip_config": {"visual_encoder": "ViT-B/16", "feat_dim": 512}},
     "pre-training/point-m2ae": M2AE_PRETRAIN,
@@ -112,6 +113,7 @@ MODELS = {
     "point-mae/few-shot": POINT_TRANSFORMER,
     "point-mae/part-segmentation": TRANSFORMER
     | {"NAME": "Point_MAE_SEG", "num_parts": 50, "num_categories": 16, "group_size": 32, "num_group": 128},
+    "point-nn/part-segmentation": POINT_NN | {"dim": 144, "neighbours": 6},
 }
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -200,6 +202,10 @@ DATA = {
     "point-mae/scan_obj-bg": halves("", "subset", OBJ_BG),
     "point-mae/few-shot": halves("", "subset", FEW_SHOT),
     "point-mae/part-segmentation": SEGMENTATION,
+    "point-nn/part-segmentation": {
+        split: PARTS | {"NORMALIZE": False, "others": {"subset": subset, "npoints": 1024, "bs": 1}}
+        for split, subset in (("train", "trainval"), ("test", "test"))
+    },
 }
 for method in ("", "point-m2ae_"):
     DATA |= {
@@ -219,7 +225,7 @@ def name_of(path: Path) -> str:
 
 def test_every_shipped_config_but_the_demos_has_its_values_here() -> None:
     shipped = {name_of(path) for path in SHIPPED if path.parent.name != "demo"}
-    trained = {name for name in shipped if "linear-svm" not in name}
+    trained = {name for name in shipped if "linear-svm" not in name and "point-nn" not in name}
     assert shipped == MODELS.keys() == DATA.keys()
     assert trained == TRAINING.keys()
 

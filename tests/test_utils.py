@@ -41,6 +41,7 @@ def test_defaults() -> None:
         "finetune_model": False,
         "scratch_model": False,
         "test": False,
+        "test_bank": False,
         "ckpts": None,
         "start_ckpts": None,
         "resume": False,

@@ -73,6 +73,11 @@ def _build_parser() -> Parser:
     mode.add_argument("--finetune_model", action="store_true", help="train a classifier or segmenter from --ckpts")
     mode.add_argument("--scratch_model", action="store_true", help="train one from random weights")
     mode.add_argument("--test", action="store_true", help="accuracy of the model in --ckpts")
+    mode.add_argument(
+        "--test_bank",
+        action="store_true",
+        help="match features with a memory bank of the training clouds; no training",
+    )
     mode.add_argument("--profile", action="store_true", help="parameters and multiply-adds of the config's model")
 
     weights = parser.add_argument_group("weights")
@@ -189,7 +194,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.given = frozenset(name for name, value in vars(without_defaults).items() if value is not None)
     if args.config is None and not args.env:
         parser.error("give a config: --config FILE, see cfgs/")
-    evaluates = args.test or args.test_svm is not None
+    evaluates = args.test or args.test_svm is not None or args.test_bank
     for flag in ("test", "test_svm", "finetune_model"):
         if getattr(args, flag) and args.ckpts is None and not (args.resume or args.start_ckpts):
             parser.error(f"--{flag} needs weights: add --ckpts FILE")

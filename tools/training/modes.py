@@ -12,6 +12,7 @@ FROM_SCRATCH = "training from scratch"
 PART_SEGMENTATION = "part segmentation"
 LINEAR_SVM = "linear SVM"
 TEST = "test"
+PART_PROTOTYPES = "part segmentation by prototypes"
 PROFILE = "profile"
 
 TO_TRAIN = ("optimizer", "scheduler", "model", "total_bs", "max_epoch", "dataset.train")  # what a config must have

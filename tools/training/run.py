@@ -283,7 +283,7 @@ def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """What a figure needs beside it to be understood later: config, checkpoint, seed, versions, device."""
     device = choose_device()
     checkpoint = args.ckpts or args.start_ckpts
-    evaluates = args.test or args.test_svm
+    evaluates = args.test or args.test_svm or args.test_bank
     return {
         "config": str(args.config),
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
