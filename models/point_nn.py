@@ -13,7 +13,8 @@ from models.tokenizer import take
 
 DEVIATION_FLOOR = 1e-5  # added to each standard deviation
 BATCH_NORM = (1 + 1e-5) ** -0.5  # what the released BatchNorm, which is never trained, multiplies by
-CHUNK = 1 << 16  # elements of the features of the centres that are pooled at a time; no result depends on it
+CHUNK = 1 << 15  # elements pooled at a time on a CPU: they fit a core's cache, and no operation waits for other cores
+ACCELERATOR_CHUNK = 1 << 23  # elsewhere, where starting an operation is what takes time
 
 
 @dataclass(frozen=True)
@@ -224,22 +225,22 @@ def pool(features: Tensor, offsets: Tensor, code: Tensor, center: Tensor, neighb
     channels, k = features.shape[1], neighbour.shape[1]
     halves = code.unflatten(1, (2, -1)).transpose(0, 1).contiguous()  # (2, R, C / 2): for the offsets, for the centres
     pooled = features.new_empty(len(center), 2, channels)
-    for rows in torch.arange(len(center), device=center.device).split(max(1, CHUNK // (2 * channels))):
-        own, columns = center[rows], neighbour[rows].t().contiguous()  # (m,), (k, m)
-        turn = halves[:, own]
+    elements = CHUNK if features.device.type == "cpu" else ACCELERATOR_CHUNK
+    chunks = (x.split(max(1, elements // (2 * channels))) for x in (center, neighbour, pooled))
+    for own, nearest, out in zip(*chunks, strict=True):  # (m,), (m, k), (m, 2, C)
+        turn = halves.index_select(1, own)
         turn = torch.complex(turn.imag, turn.real)  # e^{iθ} of the centres: sin + i cos times it has their angle less
-        shift, base = offsets[own], torch.stack([features[own]] * 2)  # (m, C), (2, m, C)
-        weight = torch.empty_like(turn)
+        shift, base = offsets[own], features[own].repeat(2, 1, 1)  # (m, C), (2, m, C)
+        weight, weighed = torch.empty_like(turn), torch.empty_like(base)
         highest, total = torch.full_like(base, -torch.inf), torch.zeros_like(base)
-        weighed = torch.empty_like(base)
-        for column in columns:
-            torch.index_select(halves, 1, column, out=weight).mul_(turn)
-            torch.index_select(offsets, 0, column, out=base[0]).sub_(shift)
+        for rows in nearest.t().contiguous():
+            torch.index_select(halves, 1, rows, out=weight).mul_(turn)
+            torch.index_select(offsets, 0, rows, out=base[0]).sub_(shift)
             weights = torch.view_as_real(weight).flatten(2)  # (2, m, C)
             torch.add(base, weights, out=weighed).mul_(weights)
             torch.maximum(highest, weighed, out=highest)
             total.add_(weighed)
-        pooled[rows] = highest.add_(total.div_(k)).transpose(0, 1)
+        out.copy_(highest.add_(total.div_(k)).transpose(0, 1))
     return pooled.flatten(1)
 
 
