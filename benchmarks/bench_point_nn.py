@@ -31,7 +31,7 @@ PACKAGES = ("torch", "cuda-core", "numpy")
 CLOUDS = {False: [3, 16], True: [3]}  # in a batch; quick or not
 POINTS = {False: 1024, True: 256}
 SETTINGS = {False: {"stages": 4, "dim": 72, "k": 90}, True: {"stages": 3, "dim": 36, "k": 24}}
-RUNS = {False: 11, True: 5}
+RUNS = {False: 7, True: 5}
 
 
 @dataclass
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
     parser.add_argument("--clouds", nargs="+", type=int, help="clouds per batch (3 and 16; with --quick 3)")
     parser.add_argument("--points", type=int, help="points per cloud (1024; with --quick 256)")
-    parser.add_argument("--runs", type=int, help="turns that count (11; with --quick 5)")
+    parser.add_argument("--runs", type=int, help="turns that count (7; with --quick 5)")
     add_flags(parser, quick="a quarter of the points, fewer stages and neighbours")
     args = parser.parse_args(argv)
     for name, default in (("clouds", CLOUDS), ("points", POINTS), ("runs", RUNS)):

@@ -182,14 +182,13 @@ def test_augmentation_by_cloud_scales_and_shifts_each_axis():
 
 
 def test_point_mae_in_its_literal_formulation_computes_the_same(points):
-    """In double precision each gradient is the same; so is one step in a shared draw of the mask."""
+    """In double precision each gradient is the same, and as many tokens are masked."""
     torch.manual_seed(0)
     small = {"trans_dim": 24, "encoder_dims": 24, "depth": 2, "num_heads": 3, "decoder_depth": 1}
     settings = {"decoder_num_heads": 3, "drop_path_rate": 0.0, **small}
     model = Point_MAE(settings, num_group=8, group_size=6).double()
-    mask = torch.zeros(3, 8, dtype=torch.bool).scatter(
-        1, torch.tensor([[1, 2, 4, 5], [0, 1, 6, 7], [3, 4, 5, 6]]), True
-    )
+    masked = torch.tensor([[1, 2, 4, 5], [0, 1, 6, 7], [3, 4, 5, 6]])
+    mask = torch.zeros(3, 8, dtype=torch.bool).scatter(1, masked, True)
     twin = released(model)
     assert isinstance(twin, ReleasedPoint_MAE)
     assert not any(type(module) in (Attention, TokenEmbed) for module in twin.modules())
