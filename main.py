@@ -23,12 +23,12 @@ RUNNERS = {  # flag → runner; without a flag: pre-training
     "scratch_model": "runner_finetune",
     "profile": "runner_profile",
 }
-SEGMENTERS_AND_TASKS = {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_segmentation"}
-TASKS = {  # runner → data set → the runner that takes its place
-    "runner_finetune": SEGMENTERS_AND_TASKS,
-    "runner_test": SEGMENTERS_AND_TASKS,
-    "runner_test_bank": {"ShapeNetPart": "runner_part_prototypes"},
+TASKS = {  # data set → runner of what trains on it or tests
+    "ModelNetFewShot": "runner_few_shot",
+    "ShapeNetPart": "runner_part_segmentation",
 }
+BANKS = {"ShapeNetPart": "runner_part_prototypes"}  # data set → runner of what matches with a bank of it
+OF_DATA = {"runner_finetune": TASKS, "runner_test": TASKS, "runner_test_bank": BANKS}
 OTHER_MODE = "--resume continues a run: add the flag of its mode, such as --finetune_model, or choose another config"
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # "try again later": a signal stopped the run, and --resume continues it
@@ -89,7 +89,7 @@ def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callab
     """
     name = next((name for flag, name in RUNNERS.items() if getattr(args, flag)), "runner_pretrain")
     data = config.dataset.get("train") or config.dataset.get("test") or {}
-    task = TASKS.get(name, {}).get(data.get("NAME"), name)
+    task = OF_DATA.get(name, {}).get(data.get("NAME"), name)
     if task != "runner_few_shot" and (args.way, args.shot, args.fold) != (None, None, None):
         raise ValueError(
             f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "

@@ -39,7 +39,7 @@ SIZES = {
 }
 POINT_MAE_SIZES = {
     "quick": [(4, 512), (16, 512)],
-    "cpu": [(batch, 1024) for batch in (1, 4, 16)],
+    "cpu": [(batch, 1024) for batch in (1, 4, 8)],
     "cuda": [(batch, 1024) for batch in (4, 16, 64, 128, 256)],
 }
 BATCH = 8  # where only --points is given

@@ -31,7 +31,7 @@ class Level:
 
 
 class Point_NN(nn.Module):
-    """Encodes clouds by farthest point sampling, nearest neighbours, trigonometric functions and pooling (section 3).
+    """Encodes clouds by farthest point sampling, nearest neighbours, trigonometric functions and pooling.
 
     It has no parameters. Geometry and features are float32 (float64 for points of that type), also under autocast; no
     gradient flows.
@@ -77,7 +77,6 @@ class Point_NN(nn.Module):
         """As `encode`."""
         return self.encode(points)
 
-    @torch.no_grad()
     def encode(self, points: Tensor) -> Tensor:
         """Encode clouds.
 
@@ -93,7 +92,6 @@ class Point_NN(nn.Module):
         features = self.levels(points)[-1].features
         return features.amax(1) + features.mean(1)
 
-    @torch.no_grad()
     def encode_points(self, points: Tensor) -> Tensor:
         """Encode every point by the features of all levels around it.
 

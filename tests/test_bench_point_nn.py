@@ -22,7 +22,7 @@ def test_the_literal_formulation_computes_the_same(normalise, duplicates):
 
 
 def test_results_are_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_point_nn, "memory", lambda name, clouds, args: 1.0)  # has a test of its own
+    monkeypatch.setattr(bench_point_nn, "memory", lambda name, args: 1.0)  # has a test of its own
     bench_point_nn.main(["--device", "cpu", "--quick", "--runs", "2", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text())
     ours, released = results["rows"]
@@ -46,7 +46,7 @@ def test_results_are_written(tmp_path, monkeypatch, capsys):
 )
 def test_a_partial_run_leaves_the_tracked_results_alone(flags, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    row = bench_point_nn.Row(1, 1, "ours", 1.0, 1, 1.0, 0.0, None)
+    row = bench_point_nn.Row(1, 1, "ours", 1.0, 1, 1.0, 0.0, None, 16)
     monkeypatch.setattr(bench_point_nn, "measure", lambda *args: [row])
     bench_point_nn.main(["--device", "cpu", *flags])
     assert [str(path) for path in Path().rglob("*.json")] == [f"benchmarks/results/{folder}point_nn-cpu/results.json"]

@@ -398,7 +398,7 @@ def test_sizes_are_the_default_ones_or_every_pair_of_what_is_given():
     assert sizes("--batch", "1", "2", "--points", "64", "128") == [(1, 64), (1, 128), (2, 64), (2, 128)]
     assert sizes("--batch", "3") == [(3, 2048)]
     assert sizes("--points", "64") == [(8, 64)]
-    assert sizes("--method", "point-mae") == [(1, 1024), (4, 1024), (16, 1024)]
+    assert sizes("--method", "point-mae") == [(1, 1024), (4, 1024), (8, 1024)]
     assert sizes("--method", "point-mae", "--batch", "3") == [(3, 1024)]
 
 
