@@ -1,6 +1,6 @@
 # make demo   generate shapes, pre-train, evaluate, fine-tune; closes with a table and a picture
 # make test   style, types, tests
-# make bench  time the extensions, a training step, the data, the SVM (all sizes: BENCH="--device cpu"; a GPU: "--device cuda")
+# make bench  time the extensions, training steps, Point-NN, the data, the SVM (all sizes: BENCH="--device cpu"; a GPU: "--device cuda")
 # All work on a machine that has only Python (with venv) and make: they create .venv and install what is missing.
 PYTHON ?= python3
 PIP_ARGS ?=
@@ -42,6 +42,8 @@ test: lint
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.bench_extensions $(BENCH)
 	$(BIN)/python -m benchmarks.bench_train_step $(BENCH)
+	$(BIN)/python -m benchmarks.bench_train_step --method point-mae $(BENCH)
+	$(BIN)/python -m benchmarks.bench_point_nn $(BENCH)
 	$(BIN)/python -m benchmarks.bench_data $(BENCH)
 	$(BIN)/python -m benchmarks.bench_svm $(filter --quick,$(BENCH))
 

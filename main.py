@@ -28,7 +28,7 @@ SEGMENTERS_AND_TASKS = {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "r
 TASKS = {  # runner → data set → the runner that takes its place
     "runner_finetune": SEGMENTERS_AND_TASKS,
     "runner_test": SEGMENTERS_AND_TASKS,
-    "runner_test_bank": {"ModelNetFewShot": "runner_few_shot"},
+    "runner_test_bank": {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_prototypes"},
     "runner_plug_in": {"ModelNetFewShot": "runner_few_shot"},
 }
 OTHER_MODE = "--resume continues a run: add the flag of its mode, such as --finetune_model, or choose another config"

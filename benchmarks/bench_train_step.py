@@ -1,7 +1,7 @@
-"""What one step of I2P-MAE's pre-training takes, stage by stage, beside its literal formulation and a floor.
+"""What one step of pre-training takes, stage by stage, beside its literal formulation and a floor.
 
-    python -m benchmarks.bench_train_step [--device cpu|cuda] [--quick] [--formulation ours released] [--batch B …]
-        [--points N …] [--amp none bf16 …] [--out FOLDER] [--note TEXT]
+    python -m benchmarks.bench_train_step [--method i2p-mae|point-mae] [--device cpu|cuda] [--quick]
+        [--formulation ours released] [--batch B …] [--points N …] [--amp none bf16 …] [--out FOLDER] [--note TEXT]
 
 Prints tables of medians and writes results.json and stages.png; benchmarks/README.md says what is measured.
 """
@@ -37,9 +37,35 @@ SIZES = {
     "cpu": [(1, 2048), (2, 2048), (4, 2048), (8, 2048), (4, 1024), (4, 4096), (4, 8192)],
     "cuda": [*((batch, 2048) for batch in (1, 4, 16, 64, 128, 256)), (64, 1024), (64, 4096), (64, 8192)],
 }
-BATCH, POINTS = 8, 2048  # where only the other one is given
+POINT_MAE_SIZES = {
+    "quick": [(4, 512), (16, 512)],
+    "cpu": [(batch, 1024) for batch in (1, 4, 8)],
+    "cuda": [(batch, 1024) for batch in (4, 16, 64, 128, 256)],
+}
+BATCH = 8  # where only --points is given
 BURST = 3  # steps between two synchronisations where a GPU is timed
 Name = tuple[str, str]  # formulation and precision
+
+
+@dataclass(frozen=True)
+class Method:
+    """What to measure of a method: its configs, its sizes, and the points where only --batch is given."""
+
+    config: Path
+    quick_config: Path
+    sizes: dict[str, list[tuple[int, int]]]
+    points: int
+    folder: str
+
+
+METHODS = {
+    "i2p-mae": Method(CONFIG, QUICK_CONFIG, SIZES, 2048, "train_step"),
+    "point-mae": Method(
+        Path("cfgs/point-mae/pre-train.yaml"),
+        Path("cfgs/demo/point-mae.yaml"),
+        *(POINT_MAE_SIZES, 1024, "train_step-point-mae"),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +83,7 @@ class Turn:
 
     steps: dict[Name, float]
     stages: dict[Name, dict[str, float]]
-    teacher: float
+    teacher: float  # 0 where there is none
     products: dict[str, float]
 
 
@@ -72,10 +98,10 @@ class Row:
     runs: int
     step_ms: float
     stages_ms: dict[str, float]
-    teacher_ms: float  # the teacher alone
+    teacher_ms: float  # the teacher alone, 0 where there is none
     products_ms: float  # the student's products alone
     products_gflop: float
-    step_per_teacher: float
+    step_per_teacher: float | None
     beyond_teacher_ms: float  # step − teacher alone
     beyond_per_products: float
     beyond_per_ours: float | None  # in times of ours without amp
@@ -85,13 +111,13 @@ class Row:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure all sizes and write the results."""
     args = parse_args(argv)
-    sizes = sizes_of(args)
+    method, sizes = METHODS[args.method], sizes_of(args)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         most = max(batch for batch, _ in sizes)
         data = write_shapenet(folder, train=-(-most // len(CATALOGUE)), test=1, num_points=CLOUD_POINTS)
         for batch, points in sizes:
-            size = Size(QUICK_CONFIG if args.quick else CONFIG, data, args.device, batch, points)
+            size = Size(method.quick_config if args.quick else method.config, data, args.device, batch, points)
             try:
                 measured = measure(size, names_of(args), turn_limits(args))
             except torch.cuda.OutOfMemoryError as error:
@@ -99,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 continue
             print_rows(measured)
             rows += measured
-    name = f"train_step-{args.device}"
+    name = f"{method.folder}-{args.device}"
     figures = {"rows": [asdict(row) for row in rows]}
     folder = write_results("bench_train_step", argv, args, name, PACKAGES, is_partial(args), **figures)
     plot(rows, folder / "stages.png")
@@ -107,7 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="time one step of I2P-MAE's pre-training by stages")
+    parser = argparse.ArgumentParser(description="time one step of pre-training by stages")
+    parser.add_argument("--method", choices=METHODS, default="i2p-mae", help="what is pre-trained (%(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default=choose_device().type)
     parser.add_argument("--formulation", nargs="+", choices=["ours", "released"], default=["ours", "released"])
     parser.add_argument("--batch", nargs="+", type=int, help="clouds per batch; with --points every pair of both")
@@ -124,9 +151,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def sizes_of(args: argparse.Namespace) -> list[tuple[int, int]]:
     """Pairs of batch and points: every pair of what is given, else the default ones."""
+    method = METHODS[args.method]
     if args.batch or args.points:
-        return list(itertools.product(args.batch or [BATCH], args.points or [POINTS]))
-    return SIZES["quick" if args.quick else args.device]
+        return list(itertools.product(args.batch or [BATCH], args.points or [method.points]))
+    return method.sizes["quick" if args.quick else args.device]
 
 
 def names_of(args: argparse.Namespace) -> list[Name]:
@@ -172,7 +200,7 @@ def take_turn(trainings: dict[Name, Training], floor: Floor, device: str) -> Tur
         else:
             steps[name] = seconds_of(lambda: [training.step() for _ in range(BURST)]) / BURST  # noqa: B023
     products = {amp: seconds_of(lambda: floor.products(amp)) for _, amp in trainings}  # noqa: B023
-    return Turn(steps, stages, seconds_of(floor.teacher), products)
+    return Turn(steps, stages, seconds_of(floor.teacher) if floor.has_teacher else 0.0, products)
 
 
 def memory_in_a_process(size: Size, formulation: str, amp: str) -> float | None:
@@ -186,7 +214,8 @@ def memory_in_a_process(size: Size, formulation: str, amp: str) -> float | None:
 
 def _memory_of_step(size: Size, formulation: str, amp: str, threads: int) -> float:
     torch.set_num_threads(threads)
-    small = Size(QUICK_CONFIG, size.data, size.device, 2, 256)
+    quick_config = next(m.quick_config for m in METHODS.values() if size.config in (m.config, m.quick_config))
+    small = Size(quick_config, size.data, size.device, 2, 256)
     Training(small, formulation, amp).step()  # loads what loads at first use
     return memory_on_cpu(Training(size, formulation, amp).step)
 
@@ -211,7 +240,7 @@ def summarise(size: Size, name: Name, turns: list[Turn], gflop: float, memory: f
         teacher_ms=1e3 * median(lambda turn: turn.teacher),
         products_ms=1e3 * median(lambda turn: turn.products[amp]),
         products_gflop=gflop,
-        step_per_teacher=median(lambda turn: turn.steps[name] / turn.teacher),
+        step_per_teacher=median(lambda turn: turn.steps[name] / turn.teacher) if turns[0].teacher else None,
         beyond_teacher_ms=1e3 * median(beyond),
         beyond_per_products=median(lambda turn: beyond(turn) / turn.products[amp]),
         beyond_per_ours=median(lambda turn: beyond(turn) / beyond(turn, ours)) if ours in turns[0].steps else None,
@@ -227,8 +256,9 @@ def label(row: Row) -> str:
 def print_rows(rows: Sequence[Row]) -> None:
     """Print two tables of one size: whole steps, and their stages."""
     first = rows[0]
+    teacher = f"teacher alone {first.teacher_ms:.1f} ms, " if first.teacher_ms else ""
     print(
-        f"\nbatch {first.batch}, {first.points} points, {first.runs} runs: teacher alone {first.teacher_ms:.1f} ms, "
+        f"\nbatch {first.batch}, {first.points} points, {first.runs} runs: {teacher}"
         f"the student's products alone {first.products_ms:.1f} ms ({first.products_gflop:.0f} GFLOP)"
     )
     headers = ["", "step (ms)", "/ teacher", "step − teacher (ms)", "/ products", "/ ours", "memory (MiB)"]
@@ -238,7 +268,7 @@ def print_rows(rows: Sequence[Row]) -> None:
     )
     cells = [[label(row), *(getattr(row, column) for column in columns)] for row in rows]
     print(format_table([["–" if cell is None else cell for cell in line] for line in cells], headers))
-    stages = [[stage, *(row.stages_ms[stage] for row in rows)] for stage in STAGES]
+    stages = [[stage, *(row.stages_ms[stage] for row in rows)] for stage in STAGES if first.stages_ms[stage]]
     print(format_table(stages, ["stage (ms)", *map(label, rows)]), flush=True)
 
 
@@ -258,7 +288,8 @@ def plot(rows: Sequence[Row], file: Path) -> None:
     starts = [0.0] * len(bars)
     for color, stage in enumerate([*STAGES, "products alone"]):
         widths = [stages.get(stage, 0.0) / batch for _, batch, stages in bars]
-        axes.barh(range(len(bars)), widths, left=starts, color=colormaps["tab20"](color), label=stage)
+        if any(widths):  # no stage of another method in the legend
+            axes.barh(range(len(bars)), widths, left=starts, color=colormaps["tab20"](color), label=stage)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.invert_yaxis()

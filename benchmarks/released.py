@@ -1,12 +1,14 @@
-"""The pre-training step in its literal formulation, as released: the baseline of `bench_train_step`.
+"""The pre-training steps in their literal formulation, as released: the baseline of `bench_train_step`.
 
-The same weights and the same mathematics as `models.i2p_mae`, written down step by step: loops over samples, maps of
-the image's size, attention weights that are formed in full. benchmarks/README.md lists what is literal, what shared.
+The same weights and the same mathematics as `models.i2p_mae` and `models.point_mae`, written down step by step: loops
+over samples, maps of the image's size, attention weights that are formed in full. benchmarks/README.md lists what is
+literal, what shared.
 """
 
 import copy
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,23 +20,27 @@ from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 from models.encoder import EncodedLevel, HierarchicalEncoder
 from models.i2p_mae import I2P_MAE, TeacherViews
 from models.masking import propagate_mask
+from models.point_mae import Point_MAE
 from models.projection import VIEWS, Projection
 from models.propagation import TokenPropagation
+from models.single_scale import SingleScaleEncoder
 from models.teacher import CLIPTeacher
 from models.tokenizer import ColumnConv, Group, TokenEmbed, take
 from models.transformer import Attention
 
+Model = TypeVar("Model", I2P_MAE, Point_MAE)
+
 FORBIDDEN = -1e5  # added to the score of a key that must not be attended to; its softmax is 0
 
 
-def released(model: I2P_MAE) -> "ReleasedI2P_MAE":
-    """Copy a model with its teacher into the literal formulation; on a GPU the copy's teacher is in half precision."""
+def released(model: Model) -> Model:
+    """Copy a model into the literal formulation, with its teacher, which is in half precision on a GPU."""
     twin = copy.deepcopy(model)
-    assert twin.teacher is not None
-    for module in [*twin.modules(), *twin.teacher.modules()]:
+    teacher = getattr(twin, "teacher", None)
+    for module in [*twin.modules(), *(teacher.modules() if teacher else ())]:
         module.__class__ = LITERAL.get(type(module), type(module))
-    if isinstance(twin.teacher, LiteralTeacher) and next(twin.teacher.parameters()).is_cuda:
-        twin.teacher.half()
+    if isinstance(teacher, LiteralTeacher) and next(teacher.parameters()).is_cuda:
+        teacher.half()
     return twin
 
 
@@ -177,6 +183,21 @@ class LiteralEncoder(HierarchicalEncoder):
         return levels
 
 
+def group_by_cloud(points: Tensor, num_groups: Sequence[int], group_sizes: Sequence[int]) -> list[Group]:
+    """Group (B, N, 3) points level by level, fine to coarse, the neighbours searched cloud by cloud."""
+    levels = []
+    for groups, size in zip(num_groups, group_sizes, strict=True):
+        centers = take(points, furthest_point_sample(points, groups))
+        index = []
+        for reference, query in zip(points, centers, strict=True):
+            distance = torch.cdist(query, reference, compute_mode="donot_use_mm_for_euclid_dist")
+            index.append(distance.topk(size, largest=False).indices)
+        members = take(points, torch.stack(index))
+        levels.append(Group(centers, torch.stack(index), members, members - centers.unsqueeze(2)))
+        points = centers
+    return levels
+
+
 class ReleasedI2P_MAE(I2P_MAE):
     """I2P-MAE, step after step: neighbours sample by sample, features at all tokens, losses on selected ones."""
 
@@ -196,17 +217,7 @@ class ReleasedI2P_MAE(I2P_MAE):
 
     def group(self, points: Tensor) -> list[Group]:
         """Group (B, N, 3) points into the three levels, fine to coarse."""
-        levels = []
-        for num_groups, size in zip(self.num_groups, self.group_sizes, strict=True):
-            centers = take(points, furthest_point_sample(points, num_groups))
-            index = []
-            for reference, query in zip(points, centers, strict=True):
-                distance = torch.cdist(query, reference, compute_mode="donot_use_mm_for_euclid_dist")
-                index.append(distance.topk(size, largest=False).indices)
-            members = take(points, torch.stack(index))
-            levels.append(Group(centers, torch.stack(index), members, members - centers.unsqueeze(2)))
-            points = centers
-        return levels
+        return group_by_cloud(points, self.num_groups, self.group_sizes)
 
     @torch.no_grad()
     def look(self, points: Tensor) -> TeacherViews:
@@ -227,6 +238,61 @@ class ReleasedI2P_MAE(I2P_MAE):
         return F.mse_loss(predicted.to(target.dtype), target)
 
 
+class LiteralSingleScaleEncoder(SingleScaleEncoder):
+    """The masked encoder of a single scale, over the tokens that a boolean mask leaves of all."""
+
+    def encode_group(self, group: Group, mask: Tensor) -> Tensor:
+        """Encode the visible tokens: (B, L, C) for a (B, G) mask, True = masked, that leaves L of each sample."""
+        tokens, batch = self.encoder(group.neighborhoods), len(mask)
+        visible = tokens[~mask].view(batch, -1, tokens.shape[-1])
+        centers = group.centers[~mask].view(batch, -1, 3)
+        return self.norm(self.blocks(visible, self.pos_embed(centers)))
+
+
+class ReleasedPoint_MAE(Point_MAE):
+    """Point-MAE, step after step: the mask drawn sample by sample, the mask tokens behind the visible ones."""
+
+    def forward(
+        self, points: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """The losses (loss, loss_3d) of (B, N, 3) points; arguments as in `Point_MAE`."""
+        group = self.group(points)
+        mask = self.split(group, mask, generator)
+        encoded = self.MAE_encoder.encode_group(group, mask)
+        loss = self.loss_3d(self.decode(group, encoded, mask), group, mask)
+        return {"loss": loss, "loss_3d": loss}
+
+    def group(self, points: Tensor) -> Group:
+        """Group (B, N, 3) points."""
+        return group_by_cloud(points, self.num_groups, [self.group_size])[0]
+
+    def split(self, group: Group, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """The given mask, or one that NumPy draws sample by sample: (B, G) bool, True = masked."""
+        if mask is not None:
+            return mask
+        masks = np.zeros(group.centers.shape[:2], bool)
+        masks[:, self.num_visible :] = True
+        rng = np.random.default_rng()
+        for row in masks:
+            rng.shuffle(row)
+        return torch.from_numpy(masks).to(group.centers.device)
+
+    def decode(self, group: Group, encoded: Tensor, mask: Tensor) -> Tensor:
+        """Predict the neighbourhoods of the masked tokens, (B·M, k, 3)."""
+        batch = len(mask)
+        seen, hidden = (self.decoder_pos_embed(group.centers[which].view(batch, -1, 3)) for which in (~mask, mask))
+        tokens = torch.cat([encoded, self.mask_token.expand(*hidden.shape[:2], -1)], dim=1)
+        tokens = self.MAE_decoder(tokens, torch.cat([seen, hidden], dim=1))
+        tokens = self.MAE_decoder.norm(tokens[:, -hidden.shape[1] :])
+        head = self.increase_dim[0]
+        points = F.conv1d(tokens.transpose(1, 2), head.weight, head.bias)  # (B, 3k, M)
+        return points.transpose(1, 2).reshape(-1, self.group_size, 3)
+
+    def loss_3d(self, predicted: Tensor, group: Group, mask: Tensor) -> Tensor:
+        """Chamfer distance of the predicted neighbourhoods of the masked tokens."""
+        return self.distance(predicted, group.neighborhoods[mask])
+
+
 LITERAL: dict[type[nn.Module], type[nn.Module]] = {
     I2P_MAE: ReleasedI2P_MAE,
     CLIPTeacher: LiteralTeacher,
@@ -235,4 +301,6 @@ LITERAL: dict[type[nn.Module], type[nn.Module]] = {
     Attention: LiteralAttention,
     TokenPropagation: LiteralTokenPropagation,
     ColumnConv: nn.Conv1d,
+    Point_MAE: ReleasedPoint_MAE,
+    SingleScaleEncoder: LiteralSingleScaleEncoder,
 }

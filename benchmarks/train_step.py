@@ -1,4 +1,4 @@
-"""One step of I2P-MAE's pre-training: ours and the literal formulation, cut into stages, and a floor under both."""
+"""One step of pre-training: ours and the literal formulation, cut into stages, and a floor under both."""
 
 import contextlib
 import functools
@@ -22,6 +22,7 @@ from datasets import build_dataset
 from datasets.transforms import scale_and_translate
 from models import build_model
 from models.i2p_mae import I2P_MAE, TeacherViews
+from models.point_mae import Point_MAE
 from models.projection import project
 from tools.training.builder import build_optimizer
 from tools.training.precision import DTYPES, Precision
@@ -41,7 +42,7 @@ class Size:
     """One size of the work, as plain values that another process takes.
 
     Args:
-        config: the pre-training config; its teacher is left untrained, which costs the same.
+        config: the pre-training config; a teacher is left untrained, which costs the same.
         data: folder with ShapeNet's layout.
         device: its name.
         batch: clouds.
@@ -96,14 +97,16 @@ class Training:
         return clock.seconds
 
 
-def build_pretraining_model(config: dict[str, Any]) -> I2P_MAE:
-    """The model of a config in training mode, the same weights each time, under an untrained teacher."""
+def build_pretraining_model(config: dict[str, Any]) -> I2P_MAE | Point_MAE:
+    """The model of a config in training mode, the same weights each time; its teacher, if it has one, is untrained."""
     torch.manual_seed(0)
-    clip_config = {**config["model"]["clip_config"], "pretrained": "untrained"}
+    settings = dict(config["model"])
+    if "clip_config" in settings:
+        settings["clip_config"] = {**settings["clip_config"], "pretrained": "untrained"}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the 2D teacher is untrained")
-        model = build_model({**config["model"], "clip_config": clip_config})
-    assert isinstance(model, I2P_MAE)
+        model = build_model(settings)
+    assert isinstance(model, I2P_MAE | Point_MAE)
     return model
 
 
@@ -157,21 +160,26 @@ class StageClock:
 
 
 @contextlib.contextmanager
-def timed_methods(model: I2P_MAE, clock: StageClock) -> Iterator[None]:
+def timed_methods(model: I2P_MAE | Point_MAE, clock: StageClock) -> Iterator[None]:
     """Surround the methods of a model by the stages they stand for."""
-    methods = [
+    methods: list[tuple[Any, str, str]] = [
         (model, "group", "group"),
-        (model, "look", "project"),
-        (model.teacher, "forward", "teacher"),
-        (TeacherViews, "saliency_at", "look-up"),
-        (TeacherViews, "features_at", "look-up"),
-        (model, "mask", "mask"),
-        (model.h_encoder, "embed_points", "encode"),
-        (model.h_encoder, "forward", "encode"),
         (model, "decode", "decode"),
         (model, "loss_3d", "loss 3d"),
-        (model, "loss_2d", "loss 2d"),
     ]
+    if isinstance(model, Point_MAE):
+        methods += [(model, "split", "mask"), (model.MAE_encoder, "encode_group", "encode")]
+    else:
+        methods += [
+            (model, "look", "project"),
+            (model.teacher, "forward", "teacher"),
+            (TeacherViews, "saliency_at", "look-up"),
+            (TeacherViews, "features_at", "look-up"),
+            (model, "mask", "mask"),
+            (model.h_encoder, "embed_points", "encode"),
+            (model.h_encoder, "forward", "encode"),
+            (model, "loss_2d", "loss 2d"),
+        ]
     with contextlib.ExitStack() as stack:
         for owner, method, name in methods:
             timed = clock.stage(name)(getattr(owner, method))
@@ -190,15 +198,17 @@ class Floor:
     def __init__(self, size: Size, precisions: Iterable[str]):
         model = build_pretraining_model(load_config(size.config)).to(size.device)
         points = scale_and_translate(next(batches(size)).to(size.device), None)
-        self._teacher = model.teacher
-        self._images, _ = project(points, model.teacher.image_size)
+        self.has_teacher = isinstance(model, I2P_MAE)
+        if self.has_teacher:
+            self._teacher = model.teacher
+            self._images, _ = project(points, model.teacher.image_size)
         products = products_of(model, points)
         self.gflop = 3 * sum(2 * math.prod(product) for product in products) / 1e9
         self._replays = {amp: Replay(products, size.device, DTYPES.get(amp, torch.float32)) for amp in precisions}
 
     @torch.no_grad()
     def teacher(self) -> None:
-        """Pass the images of a batch through the teacher."""
+        """Pass the images of a batch through the teacher; there must be one."""
         self._teacher(self._images)
 
     def products(self, amp: str) -> None:

@@ -40,15 +40,16 @@ class ShapeNetPart(DrawnDataset):
         subset: train, val, trainval (both) or test.
         npoints: points to draw per item.
         seed: the draw depends on (seed, epoch, index) alone, whichever worker makes it.
+        normalize: False leaves the shapes as the files hold them.
 
     Raises:
         FileNotFoundError: if the folder, a list, or a listed file is missing.
         ValueError: if an argument, a list, or (when read) a file is not as described.
     """
 
-    def __init__(self, root: str | Path, subset: str, npoints: int, seed: int = 0) -> None:
+    def __init__(self, root: str | Path, subset: str, npoints: int, seed: int = 0, normalize: bool = True) -> None:
         super().__init__(seed)
-        self.npoints = check_count(npoints, "npoints")
+        self.npoints, self.normalize = check_count(npoints, "npoints"), normalize
         check_choice(subset, tuple(SPLITS), "subset")
         self.entry = Entry("ShapeNetPart", "ROOT", root, npoints)
         folder = require_folder(root, self.entry)
@@ -77,7 +78,7 @@ class ShapeNetPart(DrawnDataset):
         return points[chosen], int(self.labels[index]), parts[chosen].long()
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        """All points of a shape (n, 3), in the unit sphere, and their parts (n,) uint8."""
+        """All points of a shape (n, 3) and their parts (n,) uint8."""
         path, category = self.files[index], CATEGORIES[self.labels[index]]
         rows = read_table(path, 7, self.entry)
         own, found = PARTS[category], rows[:, 6]
@@ -87,4 +88,5 @@ class ShapeNetPart(DrawnDataset):
                 f"{path}: row {row} (counted from 0) has the part {found[row]:g}; the parts of the category {category} "
                 f"are {own.start} to {own.stop - 1}"
             )
-        return normalize_unit_sphere(torch.from_numpy(rows[:, :3])), torch.from_numpy(found.astype(np.uint8))
+        points = torch.from_numpy(rows[:, :3])
+        return normalize_unit_sphere(points) if self.normalize else points, torch.from_numpy(found.astype(np.uint8))

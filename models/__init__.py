@@ -12,6 +12,7 @@ from models.i2p_mae import I2P_MAE
 from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
 from models.point_mae import Point_MAE
+from models.point_nn import Point_NN
 from models.point_transformer import PointTransformer
 from models.point_transformer_segmenter import PointTransformerSegmenter
 from utils.settings import check_name, check_settings
@@ -28,6 +29,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "PointTransformer": PointTransformer,
     "Point_MAE_SEG": PointTransformerSegmenter,
     "DiscreteVAE": DiscreteVAE,
+    "Point_NN": Point_NN,
 }
 
 

@@ -18,10 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import bench_train_step, train_step
 from benchmarks.bench_train_step import Turn, Turns
 from benchmarks.machine import memory_on_cpu, memory_on_gpu
-from benchmarks.released import DenseProjection, LoopPacking, ReleasedI2P_MAE, released, scale_and_translate_by_cloud
+from benchmarks.released import (
+    DenseProjection,
+    LoopPacking,
+    ReleasedI2P_MAE,
+    ReleasedPoint_MAE,
+    released,
+    scale_and_translate_by_cloud,
+)
 from benchmarks.train_step import STAGES, Product, Replay, Size, StageClock, Training, products_of
 from datasets.synthetic.layouts import write_shapenet
 from models.i2p_mae import I2P_MAE
+from models.point_mae import Point_MAE
 from models.tokenizer import TokenEmbed
 from models.transformer import Attention
 
@@ -36,6 +44,7 @@ SMALL: dict[str, Any] = {
 }
 TOWER = {"embed_dim": 16, "image_size": 32, "patch_size": 8, "width": 24, "layers": 2, "heads": 2}
 MASK = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1, 1, 0], [0, 0, 1, 0, 1, 1, 0, 1]]).bool()
+ROOT = Path(__file__).parent.parent
 DEVICES = [
     "cpu",
     pytest.param(
@@ -172,6 +181,26 @@ def test_augmentation_by_cloud_scales_and_shifts_each_axis():
     assert len(offset.unique()) == len(factor.unique()) == 150
 
 
+def test_point_mae_in_its_literal_formulation_computes_the_same(points):
+    """In double precision each gradient is the same, and as many tokens are masked."""
+    torch.manual_seed(0)
+    small = {"trans_dim": 24, "encoder_dims": 24, "depth": 2, "num_heads": 3, "decoder_depth": 1}
+    settings = {"decoder_num_heads": 3, "drop_path_rate": 0.0, **small}
+    model = Point_MAE(settings, num_group=8, group_size=6).double()
+    masked = torch.tensor([[1, 2, 4, 5], [0, 1, 6, 7], [3, 4, 5, 6]])
+    mask = torch.zeros(3, 8, dtype=torch.bool).scatter(1, masked, True)
+    twin = released(model)
+    assert isinstance(twin, ReleasedPoint_MAE)
+    assert not any(type(module) in (Attention, TokenEmbed) for module in twin.modules())
+    for one in (model, twin):
+        one(points.double(), mask)["loss"].backward()
+    gradients, literal = ({name: p.grad for name, p in one.named_parameters()} for one in (model, twin))
+    torch.testing.assert_close(literal, gradients, rtol=1e-9, atol=1e-12)
+    drawn = twin.split(twin.group(points), None, None)
+    assert drawn.sum(1).tolist() == [4, 4, 4]
+    assert not torch.equal(drawn[0], drawn[1]) or not torch.equal(drawn[1], drawn[2])
+
+
 # The floor
 
 
@@ -232,6 +261,19 @@ def test_every_stage_of_a_step_is_seen_and_the_model_is_left_as_it_was(formulati
     assert "group" not in vars(training.model)
     assert "forward" not in vars(training.model.teacher)
     assert not torch.equal(training.model.mask_token, before)  # it was a whole step
+
+
+POINT_MAE_STAGES = (
+    *("data", "group", "mask", "encode", "decode", "loss 3d"),
+    *("backward", "optimizer", "other"),
+)
+
+
+@pytest.mark.parametrize("formulation", ["ours", "released"])
+def test_every_stage_of_a_step_of_point_mae_is_seen(formulation, data):
+    size = Size(bench_train_step.METHODS["point-mae"].quick_config, data, "cpu", 2, 256)
+    seconds = Training(size, formulation).stage_seconds()
+    assert tuple(stage for stage, taken in seconds.items() if taken) == POINT_MAE_STAGES
 
 
 # Memory
@@ -330,6 +372,23 @@ def test_a_partial_run_leaves_the_tracked_results_alone(flags, folder, monkeypat
     assert f"results in {where}\n" in capsys.readouterr().out
 
 
+def test_results_of_point_mae_are_written_without_a_teacher(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(bench_train_step, "turn_limits", lambda args: Turns(0.0, 1, 1))
+    monkeypatch.setattr(bench_train_step, "memory_in_a_process", lambda *args: 1.0)
+    flags = ["--method", "point-mae", "--device", "cpu", "--quick", "--batch", "2", "--points", "256"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cfgs").symlink_to(ROOT / "cfgs")
+    bench_train_step.main(flags)
+    folder = Path("benchmarks/results/quick/train_step-point-mae-cpu")
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    assert [row["formulation"] for row in rows] == ["ours", "released"]
+    for row in rows:
+        assert (row["teacher_ms"], row["step_per_teacher"]) == (0, None)
+        assert row["beyond_teacher_ms"] == row["step_ms"] > row["products_ms"] > 0
+    assert (folder / "stages.png").exists()
+    assert "teacher alone" not in capsys.readouterr().out
+
+
 def test_sizes_are_the_default_ones_or_every_pair_of_what_is_given():
     def sizes(*arguments: str) -> list[tuple[int, int]]:
         return bench_train_step.sizes_of(bench_train_step.parse_args(["--device", "cpu", *arguments]))
@@ -339,6 +398,8 @@ def test_sizes_are_the_default_ones_or_every_pair_of_what_is_given():
     assert sizes("--batch", "1", "2", "--points", "64", "128") == [(1, 64), (1, 128), (2, 64), (2, 128)]
     assert sizes("--batch", "3") == [(3, 2048)]
     assert sizes("--points", "64") == [(8, 64)]
+    assert sizes("--method", "point-mae") == [(1, 1024), (4, 1024), (8, 1024)]
+    assert sizes("--method", "point-mae", "--batch", "3") == [(3, 1024)]
 
 
 @pytest.mark.parametrize("arguments", [["--batch", "0"], ["--points", "0"], ["--points", "9000"]])

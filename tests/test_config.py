@@ -113,6 +113,7 @@ MODELS = {
     "point-mae/few-shot": POINT_TRANSFORMER,
     "point-mae/part-segmentation": TRANSFORMER
     | {"NAME": "Point_MAE_SEG", "num_parts": 50, "num_categories": 16, "group_size": 32, "num_group": 128},
+    "point-nn/part-segmentation": POINT_NN | {"dim": 144, "neighbours": 6},
 }
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -201,6 +202,10 @@ DATA = {
     "point-mae/scan_obj-bg": halves("", "subset", OBJ_BG),
     "point-mae/few-shot": halves("", "subset", FEW_SHOT),
     "point-mae/part-segmentation": SEGMENTATION,
+    "point-nn/part-segmentation": {
+        split: PARTS | {"NORMALIZE": False, "others": {"subset": subset, "npoints": 1024, "bs": 1}}
+        for split, subset in (("train", "trainval"), ("test", "test"))
+    },
 }
 for method in ("", "point-m2ae_"):
     DATA |= {

@@ -12,6 +12,7 @@ from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path.relative_to(ROOT) for path in ROOT.glob("cfgs/*/*.yaml") if path.parent.name != "dataset")
+LEARNED = [name for name in MODELS if name != "Point_NN"]  # which has no parameters
 I2P = {"NAME": "I2P_MAE", "clip_config": {"visual_encoder": None, "feat_dim": 8}}
 
 
@@ -24,11 +25,11 @@ def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
         config.clip_config.pretrained = "untrained"  # the released one has CLIP's weights, which are downloaded
     with torch.random.fork_rng():
         model = build_model(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) > 0
+    assert any(True for _ in model.parameters()) == (config.NAME in LEARNED)
     assert isinstance(model, getattr(MODELS[config.NAME], "func", MODELS[config.NAME]))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LEARNED)
 def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
     settings = {
         "I2P_MAE": I2P | {"drop_path_rate": 0.28},
@@ -49,7 +50,7 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
         assert found == pytest.approx([0.28 * i / last for i in range(last + 1)])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LEARNED)
 def test_norms_of_every_model_have_the_released_settings(name):
     with torch.device("meta"):
         model = build_model({"I2P_MAE": I2P, "PointTransformer": {"cls_dim": 2}}.get(name, {}) | {"NAME": name})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score
 from torch import Tensor
 
-from tools.evaluation.metrics import own_argmax, segmentation_scores, shape_ious
+from tools.evaluation.metrics import own_argmax, present_part_ious, segmentation_scores, shape_ious
 
 # Three categories, with the parts 0–1, 2–4 and 5.
 OWN = torch.tensor([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
@@ -37,6 +37,20 @@ def test_a_shape_by_hand(true, predicted, category, iou):
     assert found.tolist() == pytest.approx([iou])
 
 
+@pytest.mark.parametrize(
+    ("true", "predicted", "iou"),
+    [
+        ([0, 0, 1, 1], [0, 1, 1, 1], (1 / 2 + 2 / 3) / 2),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1),
+        ([0, 0, 0, 0], [0, 0, 0, 1], 3 / 4),  # a part that is predicted only is left out
+        ([2, 2, 3, 3], [2, 3, 3, 4], (1 / 2 + 1 / 3) / 2),
+        ([2, 2, 2, 3], [3, 3, 3, 2], 0),
+    ],
+)
+def test_parts_that_are_present_by_hand(true, predicted, iou):
+    assert present_part_ious(torch.tensor([predicted]), torch.tensor([true]), 6).tolist() == pytest.approx([iou])
+
+
 def test_scores_by_hand():
     true = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0], [2, 2, 3, 3], [0, 1, 0, 1]])
     predicted = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [2, 2, 3, 3], [0, 1, 0, 1]])
@@ -45,6 +59,7 @@ def test_scores_by_hand():
     assert scores["category_mIoU"] == pytest.approx([first, 100, None])
     assert scores["class_mIoU"] == pytest.approx((first + 100) / 2)  # category 2 has no shape
     assert scores["instance_mIoU"] == pytest.approx(100 * (7 / 12 + 0 + 1 + 1) / 4)
+    assert scores["present_part_mIoU"] == pytest.approx(100 * (7 / 12 + 0 + 1 + 1) / 4)
     assert scores["point_accuracy"] == pytest.approx(100 * 11 / 16)
 
 

@@ -144,6 +144,14 @@ def test_a_config_for_features_runs_no_decoder(monkeypatch, capsys):
     assert "512 points, encode" in capsys.readouterr().out
 
 
+def test_a_config_of_an_encoder_without_parameters_is_profiled(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    results = run(Path("cfgs/point-nn/part-segmentation.yaml"))
+    total = {"name": "total", "parameters": 0, "macs": 0, "run_macs": 0, "products": 0}
+    assert results == {"points": 1024, "pass": "encode", "stages": [], "total": total}
+    assert "1024 points, encode" in capsys.readouterr().out
+
+
 def test_a_profile_downloads_nothing_writes_nothing_and_repeats_itself(monkeypatch, tmp_path):
     monkeypatch.setattr("open_clip.download_pretrained", lambda *_: pytest.fail("downloads"))
     source = ROOT / "cfgs/demo/pre-train.yaml"

@@ -68,6 +68,14 @@ def test_parts_of_categories_as_a_table():
     assert [torch.nonzero(row).flatten().tolist() for row in table] == [list(parts) for parts in PARTS.values()]
 
 
+def test_shapes_are_scaled_unless_told_otherwise(folder):
+    rows = np.loadtxt(folder / f"{SYNSETS['Table']}/t1.txt")[:, :3].astype(np.float32)
+    stored, scaled = (build_dataset(config(folder, npoints=64) | {"NORMALIZE": flag})[0][0] for flag in (False, True))
+    assert {tuple(point) for point in stored.tolist()} == {tuple(row) for row in rows.tolist()}
+    assert scaled.norm(dim=1).max() == pytest.approx(1)
+    assert torch.equal(build_dataset(config(folder, npoints=64))[0][0], scaled)
+
+
 @pytest.mark.parametrize(
     ("subset", "names"),
     [("train", ["t1", "b1"]), ("val", ["b2"]), ("trainval", ["t1", "b1", "b2"]), ("test", ["t2"])],

@@ -59,16 +59,36 @@ def shape_ious(predicted: Tensor, true: Tensor, own: Tensor) -> Tensor:
     Returns:
         (n,) float64, 0 to 1.
     """
-    num_shapes, num_parts = own.shape
+    ious, _ = _part_ious(predicted, true, own.shape[1])
+    return (ious * own).sum(dim=1) / own.sum(dim=1)
+
+
+def present_part_ious(predicted: Tensor, true: Tensor, num_parts: int) -> Tensor:
+    """Intersection over union of each shape, the mean over the parts that it truly has, whatever its category has.
+
+    Args:
+        predicted: (n, N) int64, parts in 0 … num_parts − 1.
+        true: (n, N) int64, likewise.
+        num_parts: of all categories.
+
+    Returns:
+        (n,) float64, 0 to 1.
+    """
+    ious, present = _part_ious(predicted, true, num_parts)
+    return (ious * present).sum(dim=1) / present.sum(dim=1)
+
+
+def _part_ious(predicted: Tensor, true: Tensor, num_parts: int) -> tuple[Tensor, Tensor]:
+    """Of each shape and part, (n, parts): intersection over union, 1 where neither is; whether the truth has it."""
+    num_shapes = len(true)
     row = num_parts * torch.arange(num_shapes, device=true.device).unsqueeze(1)  # (n, 1): where a shape's counts start
 
     def count(parts: Tensor) -> Tensor:
         return torch.bincount(parts, minlength=num_shapes * num_parts).view(num_shapes, num_parts).double()
 
-    both = count((row + true)[predicted == true])
-    union = count((row + predicted).flatten()) + count((row + true).flatten()) - both
-    ious = torch.where(union > 0, both / union.clamp_min(1), 1.0)  # (n, parts)
-    return (ious * own).sum(dim=1) / own.sum(dim=1)
+    both, truth = count((row + true)[predicted == true]), count((row + true).flatten())
+    union = count((row + predicted).flatten()) + truth - both
+    return torch.where(union > 0, both / union.clamp_min(1), 1.0), truth > 0
 
 
 def segmentation_scores(
@@ -84,7 +104,8 @@ def segmentation_scores(
 
     Returns:
         Percents: point_accuracy; instance_mIoU, the mean over all shapes; category_mIoU, a list with the mean over the
-        shapes of each category, None for one without a shape; class_mIoU, the mean over the categories with shapes.
+        shapes of each category, None for one without a shape; class_mIoU, the mean over the categories with shapes;
+        present_part_mIoU, the mean over all shapes of `present_part_ious`.
     """
     ious = shape_ious(predicted, true, parts_of_categories[categories])
     sums = torch.bincount(categories, weights=ious, minlength=len(parts_of_categories))
@@ -94,5 +115,6 @@ def segmentation_scores(
         "point_accuracy": 100.0 * (predicted == true).double().mean().item(),
         "class_mIoU": per_category[counts > 0].mean().item(),
         "instance_mIoU": 100.0 * ious.mean().item(),
+        "present_part_mIoU": 100.0 * present_part_ious(predicted, true, parts_of_categories.shape[1]).mean().item(),
         "category_mIoU": [mean if count else None for mean, count in zip(per_category.tolist(), counts, strict=True)],
     }

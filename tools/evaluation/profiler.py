@@ -96,7 +96,7 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
     if not hasattr(model, "encode"):  # no pre-training model
         inputs = (points, torch.zeros(1, dtype=torch.long)) if isinstance(model, Segmenter) else (points,)
         stages, what = profile(model, *inputs), "forward"
-    elif "train" in config["dataset"]:
+    elif "train" in config["dataset"] and hasattr(model, "num_visible"):
         mask = draw_mask(torch.zeros(1, model.num_groups[-1]), model.num_visible, generator)
         level = "coarse " if len(model.num_groups) > 1 else ""
         stages, what = profile(model, points, mask), f"forward, {model.num_visible} {level}tokens visible"

@@ -17,6 +17,7 @@ from utils.distributed import is_main
 from utils.tables import format_table
 
 SHAPES_DRAWN = 6
+SCORES = {"instance mIoU": "instance_mIoU", "class mIoU": "class_mIoU", "point accuracy": "point_accuracy"}
 
 
 class OwnPartSegmenter(nn.Module):
@@ -63,10 +64,9 @@ def measure(
     return {**scores, "category_mIoU": {name: miou for name, miou in of_categories if miou is not None}}
 
 
-def score_table(title: str, columns: dict[str, dict[str, Any]]) -> str:
-    """Lay out what `measure` returned, a column for each segmenter."""
-    rows = [["instance mIoU", "instance_mIoU"], ["class mIoU", "class_mIoU"], ["point accuracy", "point_accuracy"]]
-    cells = [[name, *(scores[key] for scores in columns.values())] for name, key in rows]
+def score_table(title: str, columns: dict[str, dict[str, Any]], shown: dict[str, str] = SCORES) -> str:
+    """Lay out what `measure` returned, a column for each segmenter; `shown` names its figures."""
+    cells = [[name, *(scores[key] for scores in columns.values())] for name, key in shown.items()]
     for name in next(iter(columns.values()))["category_mIoU"]:
         cells.append([f"mIoU of {name}", *(scores["category_mIoU"][name] for scores in columns.values())])
     return format_table(cells, [title, *columns])

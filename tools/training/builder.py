@@ -77,8 +77,8 @@ def build_network(config: dict[str, Any], trait: str, mode: str) -> nn.Module:
 
     Args:
         config: the `model` section.
-        trait: what only models of the kind have: "encode" (pre-training models), "num_classes" (classifiers) or
-            "num_parts" (segmenters).
+        trait: what only models of the kind have: "encode" (pre-training models), "num_classes" (classifiers),
+            "num_parts" (segmenters) or "encode_points" (Point-NN).
         mode: what is about to run, for the message.
 
     Raises:
@@ -90,6 +90,7 @@ def build_network(config: dict[str, Any], trait: str, mode: str) -> nn.Module:
             "encode": "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE) or another with features of whole clouds",
             "num_classes": "a classifier",
             "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG)",
+            "encode_points": "an encoder of points (Point_NN)",
         }[trait]
         raise ValueError(f"model.NAME is {config['NAME']}, but {mode} needs {kind}; choose another config or mode")
     return model

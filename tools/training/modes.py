@@ -14,6 +14,7 @@ LINEAR_SVM = "linear SVM"
 MEMORY_BANK = "memory bank"
 PLUG_IN = "plug-in"
 TEST = "test"
+PART_PROTOTYPES = "part segmentation by prototypes"
 PROFILE = "profile"
 
 TO_TRAIN = ("optimizer", "scheduler", "model", "total_bs", "max_epoch", "dataset.train")  # what a config must have
