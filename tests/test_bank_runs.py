@@ -246,6 +246,9 @@ def test_folds_are_measured_again_and_others_stay_in_the_table(few, capsys):
     after = json.loads(path.read_text())["few-shot memory bank"]
     assert after["settings"]["2-way 3-shot"]["best"] == before["2-way 3-shot"]["best"]
     assert after["gamma_chosen_on"] == "leave-one-out on the bank, the test split, as published"
+    assert run(TASKS, "--test_bank", "--exp_name", "again", "--seed", 7) == 0
+    assert run(TASKS, "--test_bank", "--exp_name", "again", "--seed", 8, "--fold", 1) == 1
+    assert "holds a run that began otherwise (then → now): seed 7 → 8" in capsys.readouterr().err
 
 
 def test_one_file_does_not_keep_the_banks_of_many_folds(few, capsys, tmp_path):

@@ -140,7 +140,6 @@ def test_each_precision_can_be_given(amp: str) -> None:
         (["--test_svm", "scan", "--ckpts", "W", "--save_features", "/tmp/"], "--save_features /tmp is a folder"),
         (["--test_bank", "--save_bank", "/tmp/"], "--save_bank /tmp is a folder; name a file in it, such as bank.npz"),
         (["--test", "--ckpts", "W", "--save_bank", "a"], "--save_bank keeps the bank of --test_bank: add it"),
-        (["--test_bank", "--resume"], "an evaluation reads --ckpts only"),
         (["--test_bank", "--seeds", "0", "1"], "an evaluation takes one --seed"),
         (["--test_bank", "--test", "--ckpts", "W"], "not allowed with argument --test_bank"),
         (["--test_svm", "scan", "--ckpts", "W", "--select_on", "val"], "--select_on val chooses a checkpoint in"),
