@@ -246,6 +246,9 @@ def test_folds_are_measured_again_and_others_stay_in_the_table(few, capsys):
     after = json.loads(path.read_text())["few-shot memory bank"]
     assert after["settings"]["2-way 3-shot"]["best"] == before["2-way 3-shot"]["best"]
     assert after["gamma_chosen_on"] == "leave-one-out on the bank, the test split, as published"
+    assert run(TASKS, "--test_bank", "--exp_name", "again", "--seed", 7) == 0
+    assert run(TASKS, "--test_bank", "--exp_name", "again", "--seed", 8, "--fold", 1) == 1
+    assert "holds a run that began otherwise (then → now): seed 7 → 8" in capsys.readouterr().err
 
 
 def test_one_file_does_not_keep_the_banks_of_many_folds(few, capsys, tmp_path):
@@ -323,15 +326,16 @@ def test_a_bank_sees_as_many_points_in_as_large_batches_as_its_config_says(here,
         "encode",
         lambda self, points: shapes.append(tuple(points.shape)) or first.append(points[0]) or points.flatten(1)[:, :9],
     )
-    config = changed({"dataset": SVM_DATA, "model": {"NAME": "Moments"}}, "dataset.svm_train.others.bs", 20)
+    config = changed({"dataset": SVM_DATA, "model": {"NAME": "Moments"}}, "dataset.svm_train.others.bs", 5)
     write_config(here, "bank/first", config)
     plug_in(classifiers / "val/ckpt-last.pth", "points", bank="bank/first")
-    assert shapes == [(20, 96, 3), (7, 96, 3), (3, 96, 3), (9, 96, 3)]
+    assert [shape[0] for shape in shapes] == [5, 5, 5, 5, 5, 2, 3, 5, 4]  # bank, held-out and test clouds
+    assert {shape[1:] for shape in shapes} == {(96, 3)}
     test = build_dataset(CONFIGS[FINETUNING]["dataset"]["test"])
-    assert torch.equal(first[-1], test[0][0][:96])
+    assert torch.equal(first[-2], test[0][0][:96])
     write_config(here, "bank/first", {**config, "npoints": 40})
     plug_in(classifiers / "val/ckpt-last.pth", "points", bank="bank/first")
-    assert {shape[1] for shape in shapes[4:]} == {40}
+    assert {shape[1] for shape in shapes[9:]} == {40}
 
 
 def test_an_encoder_with_weights_can_be_plugged_in(here, classifiers, encoder, capsys):
