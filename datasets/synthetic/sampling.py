@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..published import SCAN_SPLITS
+from ..surfaces import draw_points
 from .catalogue import CATALOGUE
-from .primitives import Triangles, box, join, rotate, triangle_areas, triangle_normals
+from .primitives import Triangles, box, join, rotate, triangle_normals
 
 BACKGROUND = -1
 SCAN_VARIANTS = tuple(SCAN_SPLITS)
@@ -107,13 +108,7 @@ def draw_surface(class_name: str, rng: np.random.Generator) -> Surface:
 
 def sample_surface(surface: Surface, num_points: int, rng: np.random.Generator) -> Cloud:
     """Draw points from triangles, evenly by area and in random order; coordinates as in `surface`."""
-    cumulative = np.cumsum(triangle_areas(surface.triangles))
-    face = np.searchsorted(cumulative, rng.random(num_points) * cumulative[-1], side="right")
-    first, second = rng.random((2, num_points, 1))
-    beyond = first + second > 1
-    first, second = np.where(beyond, 1 - first, first), np.where(beyond, 1 - second, second)
-    origin, *corners = np.moveaxis(surface.triangles[face], 1, 0)
-    points = origin + first * (corners[0] - origin) + second * (corners[1] - origin)
+    points, face = draw_points(surface.triangles, num_points, rng)
     normals = triangle_normals(surface.triangles)[face]
     return Cloud(points.astype(np.float32), normals.astype(np.float32), surface.parts[face])
 
