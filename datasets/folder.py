@@ -1,5 +1,7 @@
 """Data of one's own: a folder of clouds or meshes, with a sub-folder for each class or without classes."""
 
+import functools
+import logging
 import os
 from pathlib import Path
 from typing import Literal
@@ -9,10 +11,15 @@ import torch
 from torch import Tensor
 
 from datasets.draws import DrawnDataset
-from datasets.own_files import SPLITS, draw_split, list_files, name_of_root
+from datasets.own_files import SPLITS, WAY_OUT, draw_split, list_files, name_of_root
 from datasets.points_cache import PointsCache, Record
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import check_choice, check_count
+from utils.distributed import is_main
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 10  # files that are left out
 
 
 class Folder(DrawnDataset):
@@ -73,12 +80,14 @@ class Folder(DrawnDataset):
                 f"{next(iter(self.unreadable.values()))}; mend or delete them, or go on without: "
                 f"SKIP_BAD: {len(self.unreadable)}"
             )
+        if self.unreadable:
+            reasons = list(self.unreadable.values())
+            more = f"; and {len(reasons) - SHOWN} more, see {self.cache.index}" if len(reasons) > SHOWN else ""
+            _say_once(f"{self.name}: {len(reasons)} files are left out: {'; '.join(reasons[:SHOWN])}{more}")
         chosen = [i for i, path in enumerate(listing.paths) if splits[i] == subset and path in self.cache.records]
         if not chosen:
             why = "" if listing.labels else ", and without classes none is drawn"
-            raise ValueError(
-                f"{self.name} has no clouds of the {subset} split{why}; docs/OWN_DATA.md says how to give it"
-            )
+            raise ValueError(f"{self.name} has no clouds of the {subset} split{why}; {WAY_OUT}")
         self.paths = [listing.paths[i] for i in chosen]
         self.class_names = listing.class_names
         names = [listing.labels[i] for i in chosen] if listing.labels else []
@@ -102,6 +111,13 @@ class Folder(DrawnDataset):
     def record(self, index: int) -> Record:
         """What is known of a file."""
         return self.cache.records[self.paths[index]]
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Warn, the first time in a process: a run builds the data of several places. Of several processes one does."""
+    if is_main():
+        logger.warning("%s", text)
 
 
 def name_in_results(root: str | os.PathLike[str]) -> str:

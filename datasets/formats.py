@@ -168,7 +168,7 @@ def _of_las(data: bytes) -> Shape:
 
 
 def _of_mesh(kind: str) -> Callable[[bytes], Shape]:
-    """Read by trimesh, which gets the bytes alone: materials, textures and buffers in other files are not looked for."""
+    """Read by trimesh, which gets the bytes alone: it cannot look for materials or buffers in other files."""
 
     def read(data: bytes) -> Shape:
         if kind == "off":

@@ -56,8 +56,9 @@ def parse_pcd(data: bytes, max_bytes: int) -> np.ndarray:
 def decompress_lzf(data: bytes, size: int) -> bytes:
     """Undo LZF compression.
 
-    The first byte c of a piece says what follows: c + 1 bytes as they are, for c < 32; else its three high bits (7: plus
-    the next byte) and 2 are a length, its five low bits and the next byte how far back, less 1, so many bytes were before.
+    The first byte c of a piece says what follows: c + 1 bytes as they are, for c < 32; else a repetition, whose length
+    less 2 is in its three high bits (7: plus the next byte), and how far back it is, less 1, in its five low bits and
+    the next byte.
 
     Raises:
         ValueError: if there are not `size` bytes in it.

@@ -1,7 +1,7 @@
 """Stanford .ply files, ASCII or binary, of whatever program wrote them.
 
-The reader that trimesh has cannot read binary files of triangles and quads side by side, which common programs write, and
-takes an ASCII file that was cut short for whole.
+The reader that trimesh has cannot read binary files of triangles and quads side by side, which common programs write,
+and takes an ASCII file that was cut short for whole.
 """
 
 import itertools
@@ -45,7 +45,7 @@ class _Element:
     properties: list[_Property] = field(default_factory=list)
 
     def row_type(self, order: str, lengths: list[int]) -> np.dtype:
-        """The bytes of a row whose lists have these lengths: fields 0, 1, … and, in front of list i, field "length i"."""
+        """The bytes of a row whose lists have these lengths: fields 0, 1, …, and "length i" in front of list i."""
         fields: list[tuple] = []
         left = iter(lengths)
         for i, column in enumerate(self.properties):

@@ -1,8 +1,8 @@
 """What was read of a user's own files, kept in one memory-mapped file beside them.
 
-The folder `<ROOT>.packed/` holds, for each set of settings, `points-<settings>-<files>.f32`, rows of three little-endian
-float32, and an `.json` of the same name, which is written last and says which rows belong to which file. <files> stands for
-the names, sizes and dates of all files: where one changes the name does, and the files are read again.
+The folder `<ROOT>.packed/` holds, for each set of settings, `points-<settings>-<files>.f32`, rows of three
+little-endian float32, and a `.json` of the same name, which is written last and says which rows belong to which file.
+<files> stands for the names, sizes and dates of all files: where one changes the name does, and they are read again.
 """
 
 import hashlib

@@ -76,7 +76,7 @@ def build_dataset(config: Mapping[str, Any]) -> Dataset:
 
 
 def name_of(dataset: Dataset) -> str:
-    """Name of a data set, or of the one that it shuffles or is a part of; of data of one's own with that of its folder."""
+    """Name of a data set, or of the one that it shuffles or is a part of; of one's own with that of its folder."""
     dataset = whole(unshuffled(dataset))
     return dataset.name if isinstance(dataset, Folder) else type(dataset).__name__
 

@@ -208,7 +208,7 @@ def test_ply_of_one_face_type_in_which_a_list_is_empty(tmp_path):
             "its 1 triangles have the area 0; there is nothing to draw from",
         ),
         (
-            ply_header("ascii", PLAIN, vertices=3, faces=1).replace("face", "tristrips") + "0 0 0\n1 0 0\n0 1 0\n2 0 1\n",
+            ply_header("ascii", PLAIN, "", 3, 1).replace("face", "tristrips") + "0 0 0\n1 0 0\n0 1 0\n2 0 1\n",
             "holds triangle strips; save it with faces",
         ),
     ],

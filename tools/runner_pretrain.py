@@ -11,7 +11,7 @@ from datasets import name_of_entry
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.features import svm_features, svm_loaders, without_probe
 from tools.evaluation.svm import linear_svm_accuracy
-from tools.training import sanity
+from tools.training import own_data, sanity
 from tools.training.builder import (
     OTHER_CONFIG_OR_MODE,
     build_network,
@@ -69,6 +69,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         run.note_data(**data)
         model = build_network(config["model"], "encode", MODE).to(device)
         sanity.warn(config, model, **data)
+        own_data.report(config, model, **data)
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
 

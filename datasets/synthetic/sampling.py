@@ -49,7 +49,7 @@ def sample_shape(class_name: str, index: int, num_points: int = 2048, seed: int 
     Raises:
         ValueError: if the class is unknown or `num_points` < 2.
     """
-    rng = _shape_rng(class_name, index, num_points, seed, stream)
+    rng = _shape_rng(class_name, index, seed, stream, num_points)
     cloud = sample_surface(draw_surface(class_name, rng), num_points, rng)
     return cloud._replace(points=_to_unit_sphere(cloud.points))
 
@@ -79,7 +79,7 @@ def sample_scan(
     """
     if variant not in SCAN_VARIANTS:
         raise ValueError(f"unknown variant '{variant}' of a scan; one of {', '.join(SCAN_VARIANTS)}")
-    rng = _shape_rng(class_name, index, num_points, seed, stream)
+    rng = _shape_rng(class_name, index, seed, stream, num_points)
     scene, corner = _draw_scene(class_name, rng)
     dense = sample_surface(scene, SCENE_POINTS, rng)
     seen = _take(dense, _seen_by_cameras(dense, rng))
@@ -94,6 +94,11 @@ def sample_scan(
     kept = np.flatnonzero(inside)
     cloud = _take(seen, rng.choice(kept, num_points, replace=len(kept) < num_points))
     return cloud._replace(points=_to_unit_sphere(cloud.points))
+
+
+def draw_shape(class_name: str, index: int, seed: int = 0, stream: str = "") -> Surface:
+    """Return the surface from which `sample_shape` draws its points, neither centred nor scaled."""
+    return draw_surface(class_name, _shape_rng(class_name, index, seed, stream))
 
 
 def draw_surface(class_name: str, rng: np.random.Generator) -> Surface:
@@ -129,7 +134,7 @@ def check_classes(class_names: list[str]) -> None:
         raise ValueError(f"classes named twice: {', '.join(twice)}")
 
 
-def _shape_rng(class_name: str, index: int, num_points: int, seed: int, stream: str) -> np.random.Generator:
+def _shape_rng(class_name: str, index: int, seed: int, stream: str, num_points: int = 2) -> np.random.Generator:
     check_classes([class_name])
     if num_points < 2:
         raise ValueError(f"a cloud in the unit sphere needs at least 2 points; got num_points {num_points}")

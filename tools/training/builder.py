@@ -86,8 +86,8 @@ def require_classes(class_names: Sequence[str], name: str, mode: str) -> None:
     """Refuse data without classes, where a mode needs them."""
     if not class_names:
         raise ValueError(
-            f"{name} has no classes, which {mode} needs: put its files into a sub-folder for each class, or give labels "
-            "in a list, see docs/OWN_DATA.md"
+            f"{name} has no classes, which {mode} needs: put its files into a sub-folder for each class, or give "
+            "labels in a list, see docs/OWN_DATA.md"
         )
 
 
