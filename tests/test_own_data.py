@@ -1,8 +1,10 @@
 """Data of one's own from end to end: one config for every mode, runs without classes, the report before training."""
 
 import copy
+import inspect
 import logging
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import torch
 import yaml
 
 from datasets.folder import Folder
+from datasets.formats import FORMATS
 from datasets.holdout import Part
 from datasets.synthetic import write_meshes
 from tests.playground import (
@@ -29,6 +32,7 @@ from tests.playground import (
 from tests.test_folder import cloud, write
 from tools.training.own_data import report
 from utils.config import load_config
+from utils.parser import parse_args
 
 CLASSES = ["chair", "mug", "table"]
 OWN = {
@@ -237,6 +241,26 @@ def test_a_shipped_config_is_one_model_in_both_sections(path):
     assert len([line for line in path.read_text().splitlines() if not line.startswith("#")]) <= 11
 
 
+def test_the_document_says_what_is_there(tmp_path, monkeypatch):
+    text = (REPOSITORY / "docs/OWN_DATA.md").read_text()
+    shipped = (REPOSITORY / "cfgs/own-data/i2p-mae.yaml").read_text()
+    assert re.search(r"```\n(data:.*?)```", text, re.DOTALL)[1] == shipped[shipped.index("data:") :]
+    documented = re.findall(r"^\| `([A-Za-z_.]+)` \|.*\| (?:`(\w+)`|(\d+)|) \|$", text, re.MULTILINE)
+    keys = {key.removeprefix("others.").lower(): quoted or number for key, quoted, number in documented}
+    parameters = inspect.signature(Folder).parameters
+    defaults = {name: "" if p.default is p.empty else str(p.default).lower() for name, p in parameters.items()}
+    assert keys == {name: value for name, value in defaults.items() if name not in ("subset", "seed")}
+    assert set(re.findall(r"`(\.[a-z]+)`", text)) >= set(FORMATS)
+    commands = re.findall(r"^python main\.py (.+)$", text, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        for checkpoint in re.findall(r"experiments/\S+\.pth", command):
+            (tmp_path / checkpoint).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / checkpoint).touch()
+        monkeypatch.chdir(tmp_path)
+        assert (REPOSITORY / parse_args(shlex.split(command)).config).is_file()
+
+
 def test_a_config_of_another_kind_is_no_pre_training(here, capsys):
     write_config(here, "fine-tuning/modelnet", CONFIGS["fine-tuning/modelnet"])
     line = refuse(capsys, "fine-tuning/modelnet")
@@ -271,9 +295,10 @@ def test_nothing_is_warned_of_what_suits(tmp_path, caplog):
     assert sides[0] * 0.7 < low < high < sides[-1] * 1.01
     assert facts[1] == "dataset.train: of 8 clouds 128 points are kept (N_POINTS)"
     assert facts[2] == (
-        "dataset.train: there is no split on the disk; a fifth of each class, drawn by SPLIT_SEED 0, is the test split"
+        "Folder mine: there is no split on the disk; a fifth of each class, drawn by SPLIT_SEED 0, is the test split"
     )
     assert facts[3] == "Folder mine: files left alone: .mtl 1"
+    assert len(facts) == len(set(facts)) == 7
     assert [line[:24] for line in facts[4:]].count("dataset.test is Folder m") == 1
     assert not [line for line in facts if "svm_train" in line]
     assert facts[-1].startswith(

@@ -122,8 +122,8 @@ def load_config(path: str | Path, section: str = PRE_TRAIN) -> EasyDict:
     """Read a config: `_base_` files merged, defaults filled, keys and types checked.
 
     A file may hold what pre-training and fine-tuning do not share in the sections `pre_train` and `fine_tune`; the rest
-    is common to both. A data set entry `data` stands for the whole of `dataset`: `train` and `svm_train` are its training
-    split, `test` and `svm_test` its test split.
+    is common to both. A data set entry `data` stands for the whole of `dataset`: `train` and `svm_train` are its
+    training split, `test` and `svm_test` its test split.
 
     Args:
         path: a YAML file. An entry `_base_: FILE` at any depth takes in that file's keys, its own keys win; FILE is
@@ -230,11 +230,14 @@ def _resolve_bases(value: Any, where: str, source: Path, open_files: tuple[Path,
 
 def _of_section(config: dict, section: str, source: str) -> dict:
     """Merge the section asked for into what stands beside the sections."""
+    shared = (*_SCHEMA.required, *_SCHEMA.optional, "data")
+    check_keys(config, (*shared, PRE_TRAIN, FINE_TUNE), "", source)
     sections = {key: config[key] for key in (PRE_TRAIN, FINE_TUNE) if key in config}
     if not sections:
         return config
     if not isinstance(sections.get(section), dict):
         raise ValueError(f"{source} has no section '{section}', which this mode needs, but {', '.join(sections)}")
+    check_keys(sections[section], shared, section, source)
     return _merge({key: value for key, value in config.items() if key not in sections}, sections[section])
 
 

@@ -45,9 +45,8 @@ def report(config: dict[str, Any], model: nn.Module, **datasets: Dataset) -> Non
             seen.add(files)
     if not own or not is_main():
         return
-    for split, dataset in own.items():
-        for text in _of_files(split, dataset):
-            logger.info("%s", text)
+    for text in dict.fromkeys(text for item in own.items() for text in _of_files(*item)):  # some are of both splits
+        logger.info("%s", text)
     found = [*_of_copies(own), *_of_groups(config, model, next(iter(own.items())))]
     for text in found:
         logger.warning("%s", text)
@@ -69,7 +68,7 @@ def _of_files(split: str, dataset: Dataset) -> Iterator[str]:
         yield f"dataset.{split}: of {thinned} clouds {folder.cache.n_points} points are kept (N_POINTS)"
     if folder.split_drawn:
         yield (
-            f"dataset.{split}: there is no split on the disk; a fifth of each class, drawn by SPLIT_SEED "
+            f"{name_of(dataset)}: there is no split on the disk; a fifth of each class, drawn by SPLIT_SEED "
             f"{folder.cache.seed}, is the test split"
         )
     if folder.other_files:
@@ -121,13 +120,13 @@ def _of_groups(config: dict[str, Any], model: nn.Module, first: tuple[str, Datas
         )
     if size > LARGEST_SHARE * seen:
         yield (
-            f"dataset.{split}: a group of {size} is {100 * size / seen:.0f} % of the {seen} points: details are lost; raise "
-            f"npoints to {round(size / LARGEST_SHARE)}, or lower the group size to {int(LARGEST_SHARE * seen)}"
+            f"dataset.{split}: a group of {size} is {100 * size / seen:.0f} % of the {seen} points: details are lost; "
+            f"raise npoints to {round(size / LARGEST_SHARE)}, or lower the group size to {int(LARGEST_SHARE * seen)}"
         )
     elif held < LEAST_HELD * (1 - math.exp(-groups * size / seen)):
         yield (
-            f"dataset.{split}: only {100 * held:.0f} % of the points are in a group, since many lie much denser than the "
-            "rest; thin the clouds evenly, as on a grid of cells"
+            f"dataset.{split}: only {100 * held:.0f} % of the points are in a group, since many lie much denser than "
+            "the rest; thin the clouds evenly, as on a grid of cells"
         )
 
 
@@ -135,9 +134,9 @@ def _of_few_points(split: str, records: Sequence[Record], seen: int, size: int) 
     fewest = min(record.rows for record in records)
     if few := sum(record.rows < seen for record in records):
         yield (
-            f"dataset.{split}: {few} of {len(records)} clouds have fewer than the {seen} points that the model sees, the "
-            f"smallest {fewest}: points repeat, and of {size} in a group about {max(1, size * fewest // seen)} differ; "
-            f"lower npoints to {fewest}, or leave small clouds out"
+            f"dataset.{split}: {few} of {len(records)} clouds have fewer than the {seen} points that the model sees, "
+            f"the smallest {fewest}: points repeat, and of {size} in a group about {max(1, size * fewest // seen)} "
+            f"differ; lower npoints to {fewest}, or leave small clouds out"
         )
 
 
