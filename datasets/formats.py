@@ -171,8 +171,6 @@ def _of_mesh(kind: str) -> Callable[[bytes], Shape]:
     """Read by trimesh, which gets the bytes alone: it cannot look for materials or buffers in other files."""
 
     def read(data: bytes) -> Shape:
-        if kind == "off":
-            data = _separate_header(data)
         scene = _library("trimesh").load_scene(io.BytesIO(data), file_type=kind, process=False, skip_materials=True)
         points, triangles, count = [np.empty((0, 3))], [], 0
         for node in scene.graph.nodes_geometry:
@@ -188,11 +186,6 @@ def _of_mesh(kind: str) -> Callable[[bytes], Shape]:
         return Shape(np.concatenate(points), triangles)
 
     return read
-
-
-def _separate_header(data: bytes) -> bytes:
-    """Put a line break behind the first word, which many files of ModelNet lack: "OFF490 518 0"."""
-    return data.replace(b"OFF", b"OFF\n", 1) if data[:3] == b"OFF" and data[3:4].isdigit() else data
 
 
 def _triangles(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

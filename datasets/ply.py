@@ -114,10 +114,6 @@ def _to_numbers(text: bytes) -> np.ndarray:
 
 def _read_rows(element: _Element, data: bytes, order: str, at: int) -> tuple[dict[str, np.ndarray | Lists], int]:
     """Read a binary table that begins at byte `at`; returns its columns by name, and where it ends."""
-    has_lists = [bool(column.length_kind) for column in element.properties]
-    least = element.row_type(order, [0] * sum(has_lists)).itemsize
-    if element.count * least > len(data) - at:
-        raise _cut_short(element)
     rows = []
     for _ in range(element.count):
         lengths, end = _lengths(element, data, order, at)
@@ -151,8 +147,6 @@ def _lengths(element: _Element, data: bytes, order: str, at: int) -> tuple[list[
             raise _cut_short(element)
         lengths.append(_length(np.frombuffer(data, kind, 1, at)[0], element))
         at += kind.itemsize + lengths[-1] * size
-        if at > len(data):
-            raise _cut_short(element)
     return lengths, at
 
 

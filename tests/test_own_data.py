@@ -245,7 +245,7 @@ def test_the_document_says_what_is_there(tmp_path, monkeypatch):
     text = (REPOSITORY / "docs/OWN_DATA.md").read_text()
     shipped = (REPOSITORY / "cfgs/own-data/i2p-mae.yaml").read_text()
     assert re.search(r"```\n(data:.*?)```", text, re.DOTALL)[1] == shipped[shipped.index("data:") :]
-    documented = re.findall(r"^\| `([A-Za-z_.]+)` \|.*\| (?:`(\w+)`|(\d+)|) \|$", text, re.MULTILINE)
+    documented = re.findall(r"^\| `([A-Za-z_.]+)` \|[^|]*\| (?:`(\w+)` |(\d+) |)\|$", text, re.MULTILINE)
     keys = {key.removeprefix("others.").lower(): quoted or number for key, quoted, number in documented}
     parameters = inspect.signature(Folder).parameters
     defaults = {name: "" if p.default is p.empty else str(p.default).lower() for name, p in parameters.items()}
