@@ -25,7 +25,7 @@ from utils.seed import mixed_seed
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 1  # raise it when the same file gives other points
 ROW = 12  # bytes
 
 
@@ -66,7 +66,7 @@ class PointsCache:
         unreadable: path → why it could not be read.
 
     Raises:
-        OSError: if the cache cannot be written.
+        OSError: if a file cannot be opened or the cache cannot be written.
         MissingLibrary: if a library has to be installed.
     """
 
@@ -134,7 +134,7 @@ class PointsCache:
                     sha256 = hashlib.sha256((self.folder / path).read_bytes()).hexdigest()
                 except MissingLibrary as error:
                     raise MissingLibrary(f"{self.folder / path}: {error}") from error
-                except (ValueError, OSError) as error:
+                except ValueError as error:  # what the disk refuses is no fault of the file, and stops here
                     unreadable[path] = str(error)
                     continue
                 points = np.ascontiguousarray(points, dtype="<f4")

@@ -408,6 +408,19 @@ def test_an_interrupted_read_leaves_no_cache(tmp_path, monkeypatch):
     assert len(Folder(root, "train", 8)) == 2
 
 
+def test_what_the_disk_refuses_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    root = write(tmp_path / "mine", "1.npy", "2.npy")
+
+    def refuse(path, *more):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(points_cache, "read_points", refuse)
+        with pytest.raises(PermissionError, match=r"1\.npy"):
+            Folder(root, "train", 8, skip_bad=2)
+    assert len(Folder(root, "train", 8)) == 2
+
+
 def test_where_nothing_can_be_written_the_cache_is_elsewhere(tmp_path, monkeypatch, reads):
     root = write(tmp_path / "mine", "1.npy")
     monkeypatch.setenv("I2P_MAE_CACHE", str(tmp_path / "cache"))

@@ -151,6 +151,17 @@ def test_without_classes_pretraining_has_no_probe(here, capsys):
     assert "is finished" in capsys.readouterr().err
 
 
+def test_one_class_or_no_test_split_are_too_little_for_a_probe(here, capsys):
+    for root, paths, reason in (
+        ("one", [f"mug/{i}.npy" for i in range(8)], "Folder one has one class only"),
+        ("half", [f"train/{name}/{i}.npy" for name in CLASSES for i in range(3)], "Folder half has no test split"),
+    ):
+        write(here / "data" / root, *paths, points=128)
+        write_config(here, f"mine/{root}", changed(OWN, "data.ROOT", f"data/{root}"))
+        assert run(f"mine/{root}", "--dry_run") == 0
+        assert f"no linear SVM, since {reason}; nothing chooses a checkpoint" in capsys.readouterr().err
+
+
 def test_a_dry_run_without_a_probe_counts_no_evaluation(here, capsys):
     assert run("mine/plain", "--dry_run") == 0
     assert "hours for 1 epochs and 0 evaluations" in capsys.readouterr().out

@@ -37,8 +37,12 @@ def without_probe(config: dict[str, Any]) -> str:
     if not given:
         return "the config has no dataset.svm_train and dataset.svm_test"
     entry = config["dataset"]["svm_train"]
-    unlabelled = entry["NAME"] == Folder.__name__ and not list_files(entry["ROOT"]).class_names
-    return f"{name_of_entry(entry)} has no classes" if unlabelled else ""
+    if entry["NAME"] != Folder.__name__:
+        return ""
+    listing, name = list_files(entry["ROOT"]), name_of_entry(entry)
+    if len(listing.class_names) < 2:
+        return f"{name} has {'one class only' if listing.class_names else 'no classes'}"
+    return f"{name} has no test split" if listing.splits and "test" not in listing.splits else ""
 
 
 def svm_features(
