@@ -22,9 +22,9 @@ def write(folder: Path, content: object, name: str = "config.yaml") -> Path:
     return path
 
 
-def refusal(path: Path) -> str:
+def refusal(path: Path, section: str = "pre_train") -> str:
     with pytest.raises(ValueError) as caught:
-        load_config(path)
+        load_config(path, section)
     return str(caught.value)
 
 
@@ -233,7 +233,7 @@ def name_of(path: Path) -> str:
 
 
 def test_every_shipped_config_but_the_demos_has_its_values_here() -> None:
-    shipped = {name_of(path) for path in SHIPPED if path.parent.name != "demo"}
+    shipped = {name_of(path) for path in SHIPPED if path.parent.name not in ("demo", "own-data")}
     trained = {name for name in shipped if "linear-svm" not in name and "point-nn" not in name}
     assert shipped == MODELS.keys() == DATA.keys()
     assert trained == TRAINING.keys()
@@ -481,7 +481,7 @@ def key_paths(config: dict, where: tuple[str, ...] = ()) -> list[tuple[str, ...]
     for key, value in config.items():
         if key != "_base_":
             paths.append((*where, key))
-        is_closed = key != "model" and where != ("dataset",)
+        is_closed = key not in ("model", "data") and where != ("dataset",)
         if isinstance(value, dict) and is_closed:
             paths += key_paths(value, (*where, key))
     return paths
@@ -509,7 +509,7 @@ def test_any_misspelt_key_of_a_shipped_config_is_refused_with_the_right_name(
     if typo in section:
         return  # another valid key
     section[typo] = section.pop(key)
-    text = refusal(write(tmp_path_factory.mktemp("typo"), config))
+    text = refusal(write(tmp_path_factory.mktemp("typo"), config), *parents[:1])
     assert f"unknown key '{'.'.join([*parents, typo])}'" in text
     assert f"did you mean '{key}'?" in text
 

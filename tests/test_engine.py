@@ -551,7 +551,7 @@ def test_error_of_a_worker_is_told_without_its_traceback():
 
 
 def test_unexpected_errors_keep_their_traceback(monkeypatch):
-    def broken(path):
+    def broken(*_):
         raise ZeroDivisionError
 
     monkeypatch.setattr("main.load_config", broken)
@@ -560,7 +560,7 @@ def test_unexpected_errors_keep_their_traceback(monkeypatch):
 
 
 def test_interrupt_is_plain(monkeypatch, capsys):
-    def interrupted(path):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("main.load_config", interrupted)

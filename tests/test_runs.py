@@ -357,7 +357,7 @@ def test_missing_config(here, capsys):
 
 def test_a_config_of_another_mode_is_refused(here, capsys, pretrained):
     line = refuse(capsys, "fine-tuning/modelnet")
-    assert "cfgs/fine-tuning/modelnet.yaml has no 'dataset.svm_train', which pre-training needs" in line
+    assert "model.NAME is I2P_MAE_ModelNet40, but pre-training needs a pre-training model" in line
     line = refuse(capsys, "fine-tuning/modelnet", "--resume")
     assert "--resume continues a run: add the flag of its mode, such as --finetune_model" in line
     line = refuse(capsys, "pre-training/i2p", "--scratch_model")

@@ -11,7 +11,7 @@ from datasets.transforms import AUGMENTATIONS, random_subset
 from tools.evaluation.classification import check_channels, check_labels, farthest_candidates, sample_farthest
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import overall_accuracy
-from tools.training import provenance, sanity
+from tools.training import own_data, provenance, sanity
 from tools.training.builder import (
     build_network,
     evaluation_loader,
@@ -59,6 +59,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         check_channels(train, test)
         sanity.warn(config, model, **data)
         provenance.warn(config, **data)
+        own_data.report(config, model, **data)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)

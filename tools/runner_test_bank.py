@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from datasets import name_of
+from datasets import name_of, name_of_entry
 from tools.evaluation.bank import Bank, bank_table, load_bank, measure, save_bank
 from tools.evaluation.bank_encoder import build_encoder, make_bank, seen_points
 from tools.evaluation.classification import check_channels
@@ -51,7 +51,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         _check_classes(train.dataset, test.dataset)
         run.note_data(svm_train=train.dataset, svm_test=test.dataset)
         model, report = build_encoder(config["model"], args.ckpts, MODE, "--ckpts")
-        protocol = f"memory bank on {config['dataset']['svm_test']['NAME']}, test split"
+        protocol = f"memory bank on {name_of_entry(config['dataset']['svm_test'])}, test split"
         title = protocol
         if report:
             run.note_weights(report)
