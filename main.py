@@ -10,9 +10,9 @@ from typing import Any
 
 from easydict import EasyDict
 
-from tools.training.modes import PRE_TRAINING
+from tools.training.modes import OTHER_MODE, PRE_TRAINING
 from utils.command import run_command
-from utils.config import load_config
+from utils.config import FINE_TUNE, PRE_TRAIN, load_config
 from utils.parser import parse_args
 
 RUNNERS = {  # flag → runner; without a flag: pre-training
@@ -26,7 +26,6 @@ TASKS = {  # data set → runner of what trains on it or tests
     "ModelNetFewShot": "runner_few_shot",
     "ShapeNetPart": "runner_part_segmentation",
 }
-OTHER_MODE = "--resume continues a run: add the flag of its mode, such as --finetune_model, or choose another config"
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # "try again later": a signal stopped the run, and --resume continues it
 
@@ -53,20 +52,22 @@ def start(argv: list[str]) -> int:
     if args.env:
         print(runner("runner_environment").report())
         return 0
-    return run(load_config(args.config), args)
+    classifies = args.finetune_model or args.scratch_model or args.test
+    return run(load_config(args.config, FINE_TUNE if classifies else PRE_TRAIN), args)
 
 
 def run(config: EasyDict, args: Namespace) -> int:
     """Run the mode that the command line asks for; returns the exit code."""
     mode, run_mode = choose_runner(args, config)
     # Not at the top: PyTorch takes seconds to import, and what is wrong with a command line is said before.
-    from tools.training.builder import OTHER_CONFIG, check_config, limit_workers
+    from tools.training.builder import OTHER_CONFIG, check_config, count_classes, limit_workers
     from utils.distributed import processes
     from utils.logger import setup_logger
     from utils.signals import Stopped
 
     setup_logger(None)
     way_out = OTHER_MODE if args.resume and mode.MODE == PRE_TRAINING else OTHER_CONFIG
+    count_classes(config)
     check_config(config, args.config, mode.MODE, mode.REQUIRED, way_out)
     try:
         with processes(args.launcher):

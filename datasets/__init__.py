@@ -6,7 +6,7 @@ command line is read.
 
 from typing import Any
 
-__all__ = ["DATASETS", "build_dataset", "check_dataset_config", "fingerprint", "name_of"]
+__all__ = ["DATASETS", "build_dataset", "check_dataset_config", "fingerprint", "name_of", "name_of_entry", "records_of"]
 
 
 def __getattr__(name: str) -> Any:

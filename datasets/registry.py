@@ -8,9 +8,11 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datasets.draws import DrawnDataset, unshuffled
+from datasets.folder import Folder, name_in_results
 from datasets.holdout import Part, whole
 from datasets.modelnet40 import ModelNet, ModelNet40_SVM
 from datasets.modelnet40_fewshot import ModelNetFewShot
+from datasets.points_cache import Record
 from datasets.scanobjectnn import ScanObjectNN
 from datasets.shapenet55 import ShapeNet
 from datasets.shapenetpart import ShapeNetPart
@@ -24,6 +26,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "ModelNetFewShot": ModelNetFewShot,
     "ScanObjectNN": ScanObjectNN,
     "ShapeNetPart": ShapeNetPart,
+    "Folder": Folder,
 }
 
 # Constructor keywords that a config writes under `others`; the rest stand beside NAME, in capitals.
@@ -73,23 +76,37 @@ def build_dataset(config: Mapping[str, Any]) -> Dataset:
 
 
 def name_of(dataset: Dataset) -> str:
-    """Name of a data set, or of the one that it shuffles or is a part of."""
-    return type(whole(unshuffled(dataset))).__name__
+    """Name of a data set, or of the one that it shuffles or is a part of; of one's own with that of its folder."""
+    dataset = whole(unshuffled(dataset))
+    return dataset.name if isinstance(dataset, Folder) else type(dataset).__name__
+
+
+def name_of_entry(config: Mapping[str, Any]) -> str:
+    """What `name_of` says of the data set that a config entry describes."""
+    return name_in_results(config["ROOT"]) if config["NAME"] == Folder.__name__ else config["NAME"]
 
 
 def fingerprint(dataset: Dataset) -> dict[str, Any]:
     """What tells one data set from another: its kind, its size, and a hash of labels, class names and some clouds.
 
     The clouds are the first, the middle and the last, with their points in the order of the files; of a data set that
-    draws its points anew every epoch, none.
+    draws its points anew every epoch, none; of data of one's own, all.
     """
     dataset = unshuffled(dataset)
     labels = np.asarray(dataset.labels, dtype=np.int64)
     digest = hashlib.sha256(labels.tobytes() + "\n".join(dataset.class_names).encode())
-    if not isinstance(whole(dataset), DrawnDataset):
+    if isinstance(whole(dataset), Folder):
+        digest.update("".join(record.sha256 for record in records_of(dataset)).encode())
+    elif not isinstance(whole(dataset), DrawnDataset):
         for index in sorted({0, len(labels) // 2, len(labels) - 1}):
             digest.update(_as_in_the_file(dataset, index).tobytes())
     return {"name": name_of(dataset), "clouds": len(labels), "sha256": digest.hexdigest()}
+
+
+def records_of(dataset: Dataset) -> list[Record]:
+    """What is known of the files of data of one's own, or of a part of it."""
+    indices = dataset.indices if isinstance(dataset, Part) else range(len(dataset))
+    return [whole(dataset).record(int(index)) for index in indices]
 
 
 def _as_in_the_file(dataset: Dataset, index: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from datasets.transforms import AUGMENTATIONS, random_subset
 from tools.evaluation.classification import check_channels, check_labels, farthest_candidates, sample_farthest
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import overall_accuracy
-from tools.training import sanity
+from tools.training import own_data, sanity
 from tools.training.builder import (
     build_network,
     evaluation_loader,
@@ -57,6 +57,7 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         check_labels(model, train, test)
         check_channels(train, test)
         sanity.warn(config, model, train=train.dataset, test=test.dataset)
+        own_data.report(config, model, train=train.dataset, test=test.dataset)
         if args.ckpts and not args.resume:
             run.note_weights(load_weights(model, args.ckpts))
         network = parallel(model, args)

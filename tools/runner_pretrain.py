@@ -1,29 +1,41 @@
 """Pre-training, the mode of a command line without a mode."""
 
+import logging
 from argparse import Namespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from datasets import name_of_entry
 from datasets.transforms import AUGMENTATIONS
-from tools.evaluation.features import svm_features, svm_loaders
+from tools.evaluation.features import svm_features, svm_loaders, without_probe
 from tools.evaluation.svm import linear_svm_accuracy
-from tools.training import sanity
-from tools.training.builder import build_network, parallel, training_loader
-from tools.training.modes import PRE_TRAINING, TO_TRAIN
+from tools.training import own_data, sanity
+from tools.training.builder import (
+    OTHER_CONFIG_OR_MODE,
+    build_network,
+    check_pre_trains,
+    parallel,
+    training_loader,
+)
+from tools.training.modes import OTHER_MODE, PRE_TRAINING, TO_TRAIN
 from tools.training.run import open_run
 from tools.training.trainer import Trainer
 from utils.device import choose_device
 from utils.distributed import mean, on_main, world_size
 from utils.seed import seed_everything
 
+logger = logging.getLogger(__name__)
+
 MODE = PRE_TRAINING
-REQUIRED = (*TO_TRAIN, "svm.C", "dataset.svm_train", "dataset.svm_test")
+REQUIRED = TO_TRAIN
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """Pre-train; a linear SVM on the features chooses ckpt-best.
+
+    Where there are no classes, or no data for the SVM, nothing is measured but the loss, and there is no ckpt-best.
 
     Args:
         config: resolved config of cfgs/pre-training/.
@@ -33,21 +45,31 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         What `Trainer.fit` returns.
 
     Raises:
-        ValueError: with `--select_on val`, which would hold shapes out that choose nothing.
+        ValueError: with `--select_on val`, which would hold shapes out that choose nothing, and of one of several seeds
+            without an SVM, whose accuracies would be summed up.
     """
     if args.select_on == "val":
         raise ValueError("--select_on val is for fine-tuning; in pre-training a linear SVM chooses: drop it")
+    check_pre_trains(config["model"], MODE, OTHER_MODE if args.resume else OTHER_CONFIG_OR_MODE)
+    reason = without_probe(config)
+    if reason and getattr(args, "one_of_many", False):
+        raise ValueError(
+            f"--seeds sums up accuracies, and {reason}; pre-train once per --seed, with an --exp_name each"
+        )
     with open_run(config, args, MODE, training=True) as run:
         if run.finished:
             return run.finished
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = training_loader(config, args)
-        loaders = svm_loaders(config, args)
-        data = {"train": loader.dataset, "svm_train": loaders[0].dataset, "svm_test": loaders[1].dataset}
+        data = {"train": loader.dataset}
+        if not reason:
+            loaders = svm_loaders(config, args)
+            data |= {"svm_train": loaders[0].dataset, "svm_test": loaders[1].dataset}
         run.note_data(**data)
         model = build_network(config["model"], "encode", MODE).to(device)
         sanity.warn(config, model, **data)
+        own_data.report(config, model, **data)
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
 
@@ -58,8 +80,14 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             features = svm_features(model, loaders, device)
             return on_main(lambda: linear_svm_accuracy(*features, config["svm"]["C"]))
 
-        protocol = f"linear SVM (C = {config['svm']['C']:g}) on {config['dataset']['svm_test']['NAME']}, test split"
-        return run.finish(Trainer(config, args, run, network, loader, step, evaluate, protocol).fit())
+        if reason:
+            protocol = f"no linear SVM, since {reason}; nothing chooses a checkpoint"
+            logger.info("%s: there will be ckpt-last.pth, of the latest epoch, and no ckpt-best.pth", protocol)
+        else:
+            name = name_of_entry(config["dataset"]["svm_test"])
+            protocol = f"linear SVM (C = {config['svm']['C']:g}) on {name}, test split"
+        chooser = None if reason else evaluate
+        return run.finish(Trainer(config, args, run, network, loader, step, chooser, protocol).fit())
 
 
 def mode_of(args: Namespace) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from datasets import name_of_entry
 from tools.evaluation.features import svm_features, svm_loaders, without_teacher
 from tools.evaluation.probes import Features, load_features, probe, probe_table, save_features
 from tools.training.builder import build_network
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 MODE = LINEAR_SVM
 REQUIRED = ("model", "dataset.svm_train", "dataset.svm_test", "svm.C")
-DATASET_OF_FLAG = {"modelnet40": "ModelNet40_SVM", "scan": "ScanObjectNN"}
+DATASET_OF_FLAG = {"modelnet40": "ModelNet40_SVM", "scan": "ScanObjectNN", "folder": "Folder"}
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
@@ -44,13 +45,14 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         loaders = svm_loaders(config, args)
         run.note_data(svm_train=loaders[0].dataset, svm_test=loaders[1].dataset)
+        name = name_of_entry(config["dataset"]["svm_test"])
         features = _features(config, args, loaders, run)
         results = {
-            "protocol": f"linear SVM on {config['dataset']['svm_test']['NAME']}, test split",
+            "protocol": f"linear SVM on {name}, test split",
             "checkpoint": str(args.ckpts),
             **on_main(lambda: probe(features, config["svm"]["C"])),
         }
-        title = run.tested(f"probes on {config['dataset']['svm_test']['NAME']}, test split")
+        title = run.tested(f"probes on {name}, test split")
         run.show(MODE, format_table(probe_table(results), [title, "%"]))
         return run.finish(results)
 

@@ -82,6 +82,8 @@ _SCHEMA = _Section(
         "max_epoch": _integer_from(0),
     },
 )
+PRE_TRAIN, FINE_TUNE = "pre_train", "fine_tune"  # sections of a config that serves both
+_SPLITS = {"train": "train", "test": "test", "svm_train": "train", "svm_test": "test"}  # of `data`
 _DEFAULTS: dict[str, Any] = {
     "step_per_update": 1,
     "grad_norm_clip": None,
@@ -116,16 +118,21 @@ for _yaml_class in (_Loader, _Dumper):  # YAML 1.1 takes 1e-3, without a point, 
     )
 
 
-def load_config(path: str | Path) -> EasyDict:
+def load_config(path: str | Path, section: str = PRE_TRAIN) -> EasyDict:
     """Read a config: `_base_` files merged, defaults filled, keys and types checked.
+
+    A file may hold what pre-training and fine-tuning do not share in the sections `pre_train` and `fine_tune`; the rest
+    is common to both. A data set entry `data` stands for the whole of `dataset`: `train` and `svm_train` are its training
+    split, `test` and `svm_test` its test split.
 
     Args:
         path: a YAML file. An entry `_base_: FILE` at any depth takes in that file's keys, its own keys win; FILE is
             relative to the current folder or, if it is not there, to the folder of the file that names it or to the
             repository.
+        section: which of the two to take, where the file has them.
 
     Returns:
-        The resolved config, without `_base_`.
+        The resolved config, without `_base_`, sections and `data`.
 
     Raises:
         FileNotFoundError: if the file or a `_base_` of it does not exist.
@@ -139,7 +146,8 @@ def load_config(path: str | Path) -> EasyDict:
         hint = f"did you mean {nearest[0]}? " if nearest else ""
         raise FileNotFoundError(f"no such config: {path}; {hint}The shipped ones are under {_REPOSITORY.name}/cfgs/")
     try:
-        config = _merge(_DEFAULTS, _resolve_bases(_read_yaml(path), "", path, (path.resolve(),)))
+        config = _resolve_bases(_read_yaml(path), "", path, (path.resolve(),))
+        config = _merge(_DEFAULTS, _with_data(_of_section(config, section, str(path)), str(path)))
     except RecursionError:
         raise ValueError(f"{path} nests without end; does an alias (*name) stand inside its own anchor?") from None
     _check(config, _SCHEMA, "", str(path))
@@ -218,6 +226,26 @@ def _resolve_bases(value: Any, where: str, source: Path, open_files: tuple[Path,
     if base.resolve() in open_files:
         raise ValueError(f"{key} = {name!r} in {source} leads back to a file that is based on it; remove one _base_")
     return _merge(_resolve_bases(_read_yaml(base), where, base, (*open_files, base.resolve())), own)
+
+
+def _of_section(config: dict, section: str, source: str) -> dict:
+    """Merge the section asked for into what stands beside the sections."""
+    sections = {key: config[key] for key in (PRE_TRAIN, FINE_TUNE) if key in config}
+    if not sections:
+        return config
+    if not isinstance(sections.get(section), dict):
+        raise ValueError(f"{source} has no section '{section}', which this mode needs, but {', '.join(sections)}")
+    return _merge({key: value for key, value in config.items() if key not in sections}, sections[section])
+
+
+def _with_data(config: dict, source: str) -> dict:
+    """Write the data set entry `data` into every place of `dataset`."""
+    if "data" not in config:
+        return config
+    _check(config["data"], _DATASET, "data", source)
+    others = config["data"].get("others") or {}
+    dataset = {name: {**config["data"], "others": {**others, "subset": split}} for name, split in _SPLITS.items()}
+    return {**{key: value for key, value in config.items() if key != "data"}, "dataset": dataset}
 
 
 def _check(value: Any, rule: _Value | _Section, where: str, source: str) -> None:

@@ -88,23 +88,24 @@ def atomic_write(path: str | Path, previous: Path | None = None) -> Iterator[Bin
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
     """Have a folder to oneself for the time of the block; the lock falls with the process, however it ends.
 
     It is a record lock, which forked children do not share: loader workers outlive a killed run for some seconds.
 
     Args:
         folder: an existing folder; the lock is its file `.lock`, which says who has it.
+        wait: for another process that has it.
 
     Raises:
-        ValueError: if another process has it; the message says which.
+        ValueError: if another process has it and it is not waited for; the message says which.
     """
     path = folder / ".lock"
     with writing(path):
         file = open(path, "a+b", buffering=0)  # noqa: SIM115 (closed below)
     with file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             file.seek(0)
             raise ValueError(

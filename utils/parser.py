@@ -69,7 +69,9 @@ def _build_parser() -> Parser:
     )
 
     mode = parser.add_argument_group("mode (at most one)").add_mutually_exclusive_group()
-    mode.add_argument("--test_svm", choices=["modelnet40", "scan"], help="linear SVM on frozen features; needs --ckpts")
+    mode.add_argument(
+        "--test_svm", choices=["modelnet40", "scan", "folder"], help="linear SVM on frozen features; needs --ckpts"
+    )
     mode.add_argument("--finetune_model", action="store_true", help="train a classifier or segmenter from --ckpts")
     mode.add_argument("--scratch_model", action="store_true", help="train one from random weights")
     mode.add_argument("--test", action="store_true", help="accuracy of the model in --ckpts")

@@ -8,6 +8,7 @@ from .catalogue import CATALOGUE, FIRST_PART, SCAN_CLASSES
 from .layouts import (
     write_demo,
     write_fewshot,
+    write_meshes,
     write_modelnet,
     write_modelnet_svm,
     write_scanobjectnn,
@@ -27,6 +28,7 @@ __all__ = [
     "sample_shape",
     "write_demo",
     "write_fewshot",
+    "write_meshes",
     "write_modelnet",
     "write_modelnet_svm",
     "write_scanobjectnn",

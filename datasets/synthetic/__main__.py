@@ -10,6 +10,7 @@ from .catalogue import CATALOGUE, SCAN_CLASSES
 from .layouts import (
     FOLDS,
     write_fewshot,
+    write_meshes,
     write_modelnet,
     write_modelnet_svm,
     write_scanobjectnn,
@@ -17,7 +18,7 @@ from .layouts import (
     write_shapenetpart,
 )
 
-LAYOUTS = ("shapenet", "modelnet_svm", "modelnet", "scanobjectnn", "fewshot", "shapenetpart")
+LAYOUTS = ("shapenet", "modelnet_svm", "modelnet", "scanobjectnn", "fewshot", "shapenetpart", "meshes")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,9 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--layouts",
         nargs="+",
         choices=LAYOUTS,
-        default=list(LAYOUTS),
+        default=[layout for layout in LAYOUTS if layout != "meshes"],
         metavar="LAYOUT",
-        help=f"data sets to write, of {', '.join(LAYOUTS)} (all)",
+        help=f"data sets to write, of {', '.join(LAYOUTS)} (all but meshes, which stand in for data of your own)",
     )
     parser.add_argument(
         "--train", type=int, default=20, help="training shapes per class, except shapenet and fewshot (%(default)s)"
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
         "scanobjectnn": lambda: write_scanobjectnn(**labelled | {"classes": scanned}),
         "fewshot": lambda: write_fewshot(**common, **sizes, classes=args.classes, folds=args.folds),
         "shapenetpart": lambda: write_shapenetpart(**labelled),
+        "meshes": lambda: write_meshes(**common, classes=args.classes, train=args.train),
     }
     for layout in LAYOUTS:
         if layout in args.layouts:

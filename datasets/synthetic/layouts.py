@@ -13,8 +13,9 @@ import numpy as np
 
 from ..published import FOLDS, SCAN_SPLITS, SHOTS, WAYS, fold_name
 from .catalogue import CATALOGUE, FIRST_PART, SCAN_CLASSES
+from .primitives import Triangles
 from .publish import publish
-from .sampling import Cloud, check_classes, sample_scan, sample_shape
+from .sampling import Cloud, check_classes, draw_shape, sample_scan, sample_shape
 
 # Part of every marker: raise it when the same request gives other files.
 VERSION = 1
@@ -284,6 +285,28 @@ def write_shapenetpart(
     return publish(Path(root) / "shapenetcore_partanno_segmentation_benchmark_v0_normal", request, write)
 
 
+def write_meshes(
+    root: Path | str, seed: int = 0, classes: Sequence[str] | None = None, train: int = 20, test: int = 10
+) -> Path:
+    """Write meshes/{train,test}/<class>/<class>_NNNN.ply, .obj or .off in turn: data as one's own could look.
+
+    Args, returns and raises as `write_shapenet`.
+    """
+    names = _choose(classes)
+    request = _request("meshes", seed, names, train=train, test=test)
+    writers = (_write_ply, _write_obj, _write_off)
+
+    def write(folder: Path) -> None:
+        for split, count in (("train", train), ("test", test)):
+            for name, index in _each(names, count):
+                triangles = draw_shape(name, index, seed, f"meshes/{split}").triangles
+                path = folder / split / name / f"{name}_{index:04d}"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                writers[index % len(writers)](path, triangles)
+
+    return publish(Path(root) / "meshes", request, write)
+
+
 def _choose(classes: Sequence[str] | None) -> list[str]:
     names = list(CATALOGUE if classes is None else classes)
     if not names:
@@ -326,6 +349,29 @@ def _write_h5(path: Path, points: np.ndarray, labels: np.ndarray) -> None:
     with h5py.File(path, "w") as file:
         file.create_dataset("data", data=points)
         file.create_dataset("label", data=labels)
+
+
+def _write_ply(path: Path, triangles: Triangles) -> None:
+    header = (
+        f"ply\nformat binary_little_endian 1.0\nelement vertex {3 * len(triangles)}\nproperty float x\n"
+        f"property float y\nproperty float z\nelement face {len(triangles)}\n"
+        "property list uchar int vertex_indices\nend_header\n"
+    )
+    faces = np.empty(len(triangles), np.dtype([("corners", "u1"), ("face", "<i4", (3,))]))
+    faces["corners"], faces["face"] = 3, np.arange(3 * len(triangles)).reshape(-1, 3)
+    path.with_suffix(".ply").write_bytes(header.encode() + triangles.astype("<f4").tobytes() + faces.tobytes())
+
+
+def _write_obj(path: Path, triangles: Triangles) -> None:
+    vertices = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in triangles.reshape(-1, 3)]
+    faces = [f"f {3 * i + 1} {3 * i + 2} {3 * i + 3}" for i in range(len(triangles))]
+    _write_lines(path.with_suffix(".obj"), [*vertices, *faces])
+
+
+def _write_off(path: Path, triangles: Triangles) -> None:
+    vertices = [f"{x:.6f} {y:.6f} {z:.6f}" for x, y, z in triangles.reshape(-1, 3)]
+    faces = [f"3 {3 * i} {3 * i + 1} {3 * i + 2}" for i in range(len(triangles))]
+    _write_lines(path.with_suffix(".off"), ["OFF", f"{len(vertices)} {len(faces)} 0", *vertices, *faces])
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

@@ -6,17 +6,14 @@ Stretching one is `surface * (sx, sy, sz)` with positive factors. Axes are 0 = x
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..surfaces import edge_products, triangle_areas
+
 Triangles = NDArray[np.floating]
-
-
-def triangle_areas(triangles: Triangles) -> NDArray[np.floating]:
-    """Return the area of each triangle, (F,) for triangles (F, 3, 3)."""
-    return np.linalg.norm(_edge_products(triangles), axis=1) / 2
 
 
 def triangle_normals(triangles: Triangles) -> NDArray[np.floating]:
     """Return the outward unit normals, (F, 3) for triangles (F, 3, 3) of positive area."""
-    products = _edge_products(triangles)
+    products = edge_products(triangles)
     return products / np.linalg.norm(products, axis=1, keepdims=True)
 
 
@@ -157,7 +154,3 @@ def _grid(vertices: np.ndarray) -> Triangles:
     a, b, c, d = vertices[:-1, :-1], vertices[1:, :-1], vertices[1:, 1:], vertices[:-1, 1:]
     triangles = join(*(np.stack(corners, axis=2).reshape(-1, 3, 3) for corners in ((a, b, c), (a, c, d))))
     return triangles[triangle_areas(triangles) > 1e-12]
-
-
-def _edge_products(triangles: Triangles) -> np.ndarray:
-    return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])

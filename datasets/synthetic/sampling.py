@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..published import SCAN_SPLITS
+from ..surfaces import draw_points
 from .catalogue import CATALOGUE
-from .primitives import Triangles, box, join, rotate, triangle_areas, triangle_normals
+from .primitives import Triangles, box, join, rotate, triangle_normals
 
 BACKGROUND = -1
 SCAN_VARIANTS = tuple(SCAN_SPLITS)
@@ -48,7 +49,7 @@ def sample_shape(class_name: str, index: int, num_points: int = 2048, seed: int 
     Raises:
         ValueError: if the class is unknown or `num_points` < 2.
     """
-    rng = _shape_rng(class_name, index, num_points, seed, stream)
+    rng = _shape_rng(class_name, index, seed, stream, num_points)
     cloud = sample_surface(draw_surface(class_name, rng), num_points, rng)
     return cloud._replace(points=_to_unit_sphere(cloud.points))
 
@@ -78,7 +79,7 @@ def sample_scan(
     """
     if variant not in SCAN_VARIANTS:
         raise ValueError(f"unknown variant '{variant}' of a scan; one of {', '.join(SCAN_VARIANTS)}")
-    rng = _shape_rng(class_name, index, num_points, seed, stream)
+    rng = _shape_rng(class_name, index, seed, stream, num_points)
     scene, corner = _draw_scene(class_name, rng)
     dense = sample_surface(scene, SCENE_POINTS, rng)
     seen = _take(dense, _seen_by_cameras(dense, rng))
@@ -95,6 +96,11 @@ def sample_scan(
     return cloud._replace(points=_to_unit_sphere(cloud.points))
 
 
+def draw_shape(class_name: str, index: int, seed: int = 0, stream: str = "") -> Surface:
+    """Return the surface from which `sample_shape` draws its points, neither centred nor scaled."""
+    return draw_surface(class_name, _shape_rng(class_name, index, seed, stream))
+
+
 def draw_surface(class_name: str, rng: np.random.Generator) -> Surface:
     """Draw the surface of one shape of a class, with a random stretch along each axis."""
     shape_class = CATALOGUE[class_name]
@@ -107,13 +113,7 @@ def draw_surface(class_name: str, rng: np.random.Generator) -> Surface:
 
 def sample_surface(surface: Surface, num_points: int, rng: np.random.Generator) -> Cloud:
     """Draw points from triangles, evenly by area and in random order; coordinates as in `surface`."""
-    cumulative = np.cumsum(triangle_areas(surface.triangles))
-    face = np.searchsorted(cumulative, rng.random(num_points) * cumulative[-1], side="right")
-    first, second = rng.random((2, num_points, 1))
-    beyond = first + second > 1
-    first, second = np.where(beyond, 1 - first, first), np.where(beyond, 1 - second, second)
-    origin, *corners = np.moveaxis(surface.triangles[face], 1, 0)
-    points = origin + first * (corners[0] - origin) + second * (corners[1] - origin)
+    points, face = draw_points(surface.triangles, num_points, rng)
     normals = triangle_normals(surface.triangles)[face]
     return Cloud(points.astype(np.float32), normals.astype(np.float32), surface.parts[face])
 
@@ -134,7 +134,7 @@ def check_classes(class_names: list[str]) -> None:
         raise ValueError(f"classes named twice: {', '.join(twice)}")
 
 
-def _shape_rng(class_name: str, index: int, num_points: int, seed: int, stream: str) -> np.random.Generator:
+def _shape_rng(class_name: str, index: int, seed: int, stream: str, num_points: int = 2) -> np.random.Generator:
     check_classes([class_name])
     if num_points < 2:
         raise ValueError(f"a cloud in the unit sphere needs at least 2 points; got num_points {num_points}")

@@ -12,7 +12,7 @@ from datasets.transforms import random_subset, scale_and_translate
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 from tools.evaluation.inference import evaluate
 from tools.evaluation.metrics import overall_accuracy
-from tools.training.builder import EVALUATION_BATCH_SIZE
+from tools.training.builder import EVALUATION_BATCH_SIZE, require_classes
 from utils.distributed import rank, world_size
 from utils.logger import progress
 
@@ -20,8 +20,9 @@ FPS_POINTS = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
 
 
 def check_labels(model: nn.Module, *loaders: DataLoader) -> None:
-    """Refuse data with more classes than the classifier has outputs."""
+    """Refuse data without classes, or with more than the classifier has outputs."""
     for dataset in (loader.dataset for loader in loaders):
+        require_classes(dataset.class_names, name_of(dataset), "a classifier")
         if dataset.labels.max() >= model.num_classes:
             raise ValueError(
                 f"{name_of(dataset)} has label {dataset.labels.max()}, but the model has {model.num_classes} "

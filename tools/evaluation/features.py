@@ -8,16 +8,37 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datasets import build_dataset
+from datasets import build_dataset, name_of, name_of_entry
+from datasets.folder import Folder
+from datasets.own_files import list_files
 from tools.evaluation.inference import calibrate_batchnorm, extract_features
 from tools.evaluation.svm import choose_C, linear_svm_accuracy, standardise
-from tools.training.builder import EVALUATION_BATCH_SIZE, evaluation_loader
+from tools.training.builder import EVALUATION_BATCH_SIZE, evaluation_loader, require_classes
+from tools.training.modes import LINEAR_SVM
 from utils.device import choose_device
 
 
 def svm_loaders(config: dict[str, Any], args: Namespace) -> tuple[DataLoader, DataLoader]:
-    """Build the loaders of the clouds that the SVM is fitted to and of those it is tested on."""
-    return evaluation_loader(config, "svm_train", args), evaluation_loader(config, "svm_test", args)
+    """Build the loaders of the clouds that the SVM is fitted to and of those it is tested on; both need classes."""
+    train = evaluation_loader(config, "svm_train", args)
+    require_classes(train.dataset.class_names, name_of(train.dataset), LINEAR_SVM)
+    return train, evaluation_loader(config, "svm_test", args)
+
+
+def without_probe(config: dict[str, Any]) -> str:
+    """Say why no linear SVM can be fitted while a model is pre-trained; "" if one can.
+
+    Raises:
+        ValueError: if the config has one of the two splits.
+    """
+    given = [name for name in ("svm_train", "svm_test") if name in config["dataset"]]
+    if len(given) == 1:
+        raise ValueError(f"the config has dataset.{given[0]} alone: give both svm_train and svm_test, or neither")
+    if not given:
+        return "the config has no dataset.svm_train and dataset.svm_test"
+    entry = config["dataset"]["svm_train"]
+    unlabelled = entry["NAME"] == Folder.__name__ and not list_files(entry["ROOT"]).class_names
+    return f"{name_of_entry(entry)} has no classes" if unlabelled else ""
 
 
 def svm_features(

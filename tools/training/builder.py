@@ -14,12 +14,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from datasets import DATASETS, build_dataset, check_dataset_config
+from datasets import DATASETS, build_dataset, check_dataset_config, name_of, name_of_entry
 from datasets.draws import DrawnDataset, Shuffled, unshuffled
+from datasets.folder import Folder
 from datasets.holdout import Part, hold_out, whole
+from datasets.own_files import list_files
 from datasets.resident import ResidentLoader
 from datasets.shapenet55 import ShapeNet
-from models import build_model, check_model_config
+from models import MODELS, build_model, check_model_config
 from models.masked_autoencoder import MaskedAutoencoder
 from models.transformer import BlockStack
 from utils.device import choose_device
@@ -27,7 +29,9 @@ from utils.distributed import is_main, rank, world_size
 
 logger = logging.getLogger(__name__)
 
+CLASS_KEYS = ("num_classes", "cls_dim")  # where models take the number of classes
 OTHER_CONFIG = "choose another config of cfgs/ or another mode (--help)"
+OTHER_CONFIG_OR_MODE = "choose another config or mode"
 WORKERS_PER_CORE = 4  # more than one: on a slow disk they wait
 EVALUATION_BATCH_SIZE = 64  # no result depends on it, but the draws of a vote do
 COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
@@ -60,6 +64,33 @@ def check_config(
         check_dataset_config(entry, f"dataset.{name}")
 
 
+def count_classes(config: dict[str, Any]) -> None:
+    """Give a classifier of data of one's own as many classes as the data has, where the config does not say how many.
+
+    Raises:
+        ValueError: if the data has no classes, or is not as described.
+        FileNotFoundError: if it is not there.
+    """
+    model = config["model"]
+    arguments = inspect.signature(MODELS[model["NAME"]]).parameters if model["NAME"] in MODELS else {}
+    key = next((key for key in CLASS_KEYS if key in arguments), None)
+    entry = config["dataset"].get("train") or config["dataset"].get("test") or {}
+    if key is None or model.get(key) is not None or entry.get("NAME") != Folder.__name__ or "ROOT" not in entry:
+        return
+    names = list_files(entry["ROOT"]).class_names
+    require_classes(names, name_of_entry(entry), "a classifier")
+    model[key] = len(names)
+
+
+def require_classes(class_names: Sequence[str], name: str, mode: str) -> None:
+    """Refuse data without classes, where a mode needs them."""
+    if not class_names:
+        raise ValueError(
+            f"{name} has no classes, which {mode} needs: put its files into a sub-folder for each class, or give "
+            "labels in a list, see docs/OWN_DATA.md"
+        )
+
+
 def limit_workers(args: Namespace) -> None:
     """Lower `--num_workers` to what the machine can use."""
     most = WORKERS_PER_CORE * (os.cpu_count() or 1)
@@ -85,13 +116,23 @@ def build_network(config: dict[str, Any], trait: str, mode: str) -> nn.Module:
     """
     model = build_model(config)
     if not hasattr(model, trait):
-        kind = {
-            "encode": "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE)",
-            "num_classes": "a classifier",
-            "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG)",
-        }[trait]
-        raise ValueError(f"model.NAME is {config['NAME']}, but {mode} needs {kind}; choose another config or mode")
+        raise _of_other_kind(config, trait, mode, OTHER_CONFIG_OR_MODE)
     return model
+
+
+def check_pre_trains(config: dict[str, Any], mode: str, way_out: str) -> None:
+    """Check that the model can be pre-trained, without building it; ValueError if not."""
+    if not hasattr(MODELS[config["NAME"]], "encode"):
+        raise _of_other_kind(config, "encode", mode, way_out)
+
+
+def _of_other_kind(config: dict[str, Any], trait: str, mode: str, way_out: str) -> ValueError:
+    kind = {
+        "encode": "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE)",
+        "num_classes": "a classifier",
+        "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG)",
+    }[trait]
+    return ValueError(f"model.NAME is {config['NAME']}, but {mode} needs {kind}; {way_out}")
 
 
 class ShuffledBatches(Sampler[list[int]]):
@@ -173,13 +214,13 @@ def training_loader(config: dict[str, Any], args: Namespace, least: int = 1) -> 
         dataset = Shuffled(dataset, args.seed)
     if len(dataset) < batch_size:
         raise ValueError(
-            f"{entry['NAME']} has {len(dataset)} training clouds, fewer than one batch of {batch_size}; "
+            f"{name_of(dataset)} has {len(dataset)} training clouds, fewer than one batch of {batch_size}; "
             "lower total_bs in the config (or others.bs of the data set)"
         )
     if not args.resident_data:
         return TrainingLoader(dataset, batch_size, args.num_workers)
     if not isinstance(dataset, ShapeNet):
-        raise ValueError(f"--resident_data keeps ShapeNet in the device's memory, not {entry['NAME']}: drop it")
+        raise ValueError(f"--resident_data keeps ShapeNet in the device's memory, not {name_of(dataset)}: drop it")
     return ResidentLoader(dataset, batch_size // world_size(), choose_device(), rank(), world_size())
 
 
@@ -192,7 +233,7 @@ def evaluation_loader(config: dict[str, Any], name: str, args: Namespace) -> Dat
 def test_split(config: dict[str, Any]) -> str:
     """Name the data set and the split of `dataset.test`."""
     entry = config["dataset"]["test"]
-    return f"{entry['NAME']}, {(entry.get('others') or {}).get('subset', 'test')} split"
+    return f"{name_of_entry(entry)}, {(entry.get('others') or {}).get('subset', 'test')} split"
 
 
 def selection_loader(config: dict[str, Any], args: Namespace, train: TrainingLoader) -> tuple[DataLoader, str]:
@@ -205,7 +246,7 @@ def selection_loader(config: dict[str, Any], args: Namespace, train: TrainingLoa
     entry = config["dataset"]["train"]
     split = whole(unshuffled(train.dataset))
     dataset = Part(split, hold_out(split.labels, args.seed)[1])
-    return _in_order(dataset, entry, args), f"{entry['NAME']}, a held-out tenth of the training split"
+    return _in_order(dataset, entry, args), f"{name_of_entry(entry)}, a held-out tenth of the training split"
 
 
 def _in_order(dataset: Dataset, entry: dict[str, Any], args: Namespace) -> DataLoader:

@@ -24,7 +24,7 @@ def measure_dry(
     state: TrainingState,
     loader: TrainingLoader | ResidentLoader,
     train_batches: Callable[[int, Callable[[], None], int], object],
-    evaluate: Callable[[], object],
+    evaluate: Callable[[], object] | None,
     interval: int,
 ) -> dict[str, float]:
     """Time some updates and an evaluation; show, and return, what a whole run would take.
@@ -35,7 +35,7 @@ def measure_dry(
         state: where it stands: at its beginning.
         loader: its training batches.
         train_batches: (epoch, what to call after an update, how many batches) trains.
-        evaluate: evaluates.
+        evaluate: evaluates; None if the run does not.
         interval: epochs from one evaluation to the next.
     """
     times = [time.perf_counter()]
@@ -48,9 +48,10 @@ def measure_dry(
     loader.begin(0, 0)
     epoch = update * len(loader) / per_update
     began = time.perf_counter()
-    evaluate()
+    if evaluate is not None:
+        evaluate()
     evaluation = time.perf_counter() - began
-    evaluations = len({*range(0, epochs, interval), epochs - 1})
+    evaluations = len({*range(0, epochs, interval), epochs - 1}) if evaluate is not None else 0
     expected = {
         "seconds per update": update,
         "seconds per epoch": epoch,

@@ -14,6 +14,7 @@ LINEAR_SVM = "linear SVM"
 TEST = "test"
 PROFILE = "profile"
 
+OTHER_MODE = "--resume continues a run: add the flag of its mode, such as --finetune_model, or choose another config"
 TO_TRAIN = ("optimizer", "scheduler", "model", "total_bs", "max_epoch", "dataset.train")  # what a config must have
 
 

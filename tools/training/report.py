@@ -32,7 +32,16 @@ def log_evaluation(last: int, state: TrainingState, protocol: str, seconds: floa
 
 
 def results_of(state: TrainingState, protocol: str, seconds: float) -> dict[str, Any]:
-    """The best and the final accuracy of a finished run, as its own evaluations found them."""
+    """The best and the final accuracy of a finished run, as its own evaluations found them; without any, the loss."""
+    if not state.metrics:
+        final = state.history[-1]
+        return {
+            "protocol": protocol,
+            "final_loss": final["loss"],
+            "final_epoch": final["epoch"],
+            "seconds": seconds,
+            "history": state.history,
+        }
     best, final = state.best_metrics, state.metrics
     return {
         "protocol": protocol,
@@ -47,7 +56,11 @@ def results_of(state: TrainingState, protocol: str, seconds: float) -> dict[str,
 
 
 def show_results(run: Run, results: dict[str, Any]) -> None:
-    """Print the best and the final accuracy, which the command was asked for."""
+    """Print the best and the final accuracy, which the command was asked for; without evaluations the final loss."""
+    if "final_loss" in results:
+        rows = [[f"final (epoch {results['final_epoch']})", f"{results['final_loss']:.5g}"]]
+        run.show(run.mode, format_table(rows, [results["protocol"], "loss"]))
+        return
     rows = [
         [f"best (epoch {results['best_epoch']}, chosen on {results['best_chosen_on']})", results["best_accuracy"]],
         [f"final (epoch {results['final_epoch']})", results["final_accuracy"]],

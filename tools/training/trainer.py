@@ -39,7 +39,7 @@ class Trainer:
         loader: shuffled training batches.
         step: (points, targets …, generator=…) on the model's device → 0-d tensors with "loss". The generator is seeded
             by (seed, epoch), for augmentation.
-        evaluate: () → accuracy in percent; chooses the best checkpoint.
+        evaluate: () → accuracy in percent; chooses the best checkpoint. None: nothing does, and there is none.
         protocol: what `evaluate` measures and on which split; stands beside every accuracy.
         test: () → accuracy in percent on the test split, where `evaluate` measures on another; taken at the end of the
             best and of the final weights.
@@ -54,7 +54,7 @@ class Trainer:
         model: nn.Module,
         loader: TrainingLoader | ResidentLoader,
         step: Callable[..., dict[str, Tensor]],
-        evaluate: Callable[[], float],
+        evaluate: Callable[[], float] | None,
         protocol: str,
         test: Callable[[], float] | None = None,
         test_protocol: str = "",
@@ -70,8 +70,8 @@ class Trainer:
         """Train, evaluate and save epoch by epoch.
 
         Returns:
-            The protocol, accuracy and epoch of the best and of the final evaluation, and the seconds it took; of a dry
-            run, what it expects.
+            The protocol, accuracy and epoch of the best and of the final evaluation, and the seconds it took; without
+            evaluations the loss of the final epoch; of a dry run, what it expects.
 
         Raises:
             Stopped: if a signal asks for it, after the update is done and saved.
@@ -90,8 +90,8 @@ class Trainer:
             for epoch in range(state.epoch, max_epoch + 1):
                 self._train(epoch)
                 improved = False
-                if epoch % interval == 0 or epoch == max_epoch:
-                    improved = self._evaluate(epoch)
+                if self.evaluate is not None and (epoch % interval == 0 or epoch == max_epoch):
+                    improved = self._evaluate(epoch, self.evaluate)
                 state.epoch, state.progress = epoch + 1, EpochState()
                 self._save(improved)
                 if epoch < max_epoch and any_process(self.stop.requested, state.device):
@@ -149,10 +149,10 @@ class Trainer:
             epoch, batch = self.state.epoch, self.state.progress.batches
             raise Stopped(f"stopped in epoch {epoch} after batch {batch}; continue with --resume")
 
-    def _evaluate(self, epoch: int) -> bool:
+    def _evaluate(self, epoch: int, evaluate: Callable[[], float]) -> bool:
         """Return whether this is the best accuracy so far."""
         began, state = time.perf_counter(), self.state
-        accuracy = self.evaluate()
+        accuracy = evaluate()
         state.metrics = {"accuracy": accuracy, "epoch": epoch}
         improved = not state.best_metrics or accuracy > state.best_metrics["accuracy"]
         if improved:
