@@ -26,6 +26,7 @@ TASKS = {  # data set → runner of what trains on it or tests
     "ModelNetFewShot": "runner_few_shot",
     "ShapeNetPart": "runner_part_segmentation",
 }
+MODELS = {"DiscreteVAE": "runner_autoencode"}  # model → runner of what trains it or tests it
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # "try again later": a signal stopped the run, and --resume continues it
 
@@ -88,6 +89,8 @@ def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callab
     name = next((name for flag, name in RUNNERS.items() if getattr(args, flag)), "runner_pretrain")
     data = config.dataset.get("train") or config.dataset.get("test") or {}
     task = TASKS.get(data.get("NAME"), name) if name in ("runner_finetune", "runner_test") else name
+    if name in ("runner_pretrain", "runner_test"):
+        task = MODELS.get(config.model.NAME, task)
     if task != "runner_few_shot" and (args.way, args.shot, args.fold) != (None, None, None):
         raise ValueError(
             f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "
