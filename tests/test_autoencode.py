@@ -132,4 +132,4 @@ def test_what_an_autoencoder_has_not_is_refused(here, capsys):
     write_config(here, "point-bert/lacking", lacking)
     assert "has no 'temp', which autoencoding needs" in refuse(capsys, "point-bert/lacking")
     write_config(here, "point-bert/wrong", {**CONFIG, "temp": {"start": 1, "target": -1, "ntime": 4}})
-    assert "temp.target is -1; expected a number" in refuse(capsys, "point-bert/wrong")
+    assert "temp.target = -1 in cfgs/point-bert/wrong.yaml must be a number ≥ 0" in refuse(capsys, "point-bert/wrong")
