@@ -24,13 +24,14 @@ RUNNERS = {  # flag → runner; without a flag: pre-training
     "scratch_model": "runner_finetune",
     "profile": "runner_profile",
 }
-SEGMENTERS_AND_TASKS = {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_segmentation"}
+OF_DATA = {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_segmentation"}
 TASKS = {  # runner → data set → the runner that takes its place
-    "runner_finetune": SEGMENTERS_AND_TASKS,
-    "runner_test": SEGMENTERS_AND_TASKS,
+    "runner_finetune": OF_DATA,
+    "runner_test": OF_DATA,
     "runner_test_bank": {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_prototypes"},
     "runner_plug_in": {"ModelNetFewShot": "runner_few_shot"},
 }
+MODELS = {"DiscreteVAE": "runner_autoencode"}  # model → runner of what trains it or tests it
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # "try again later": a signal stopped the run, and --resume continues it
 
@@ -85,7 +86,7 @@ def run(config: EasyDict, args: Namespace) -> int:
 
 
 def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callable[[EasyDict, Namespace], Any]]:
-    """Choose the runner of the mode flag; the data set may call for its own.
+    """Choose the runner of the mode flag; the data set, or the model, may call for its own.
 
     Returns:
         The module whose mode it is and what to call: its `run`, once or, with `--seeds`, once a seed.
@@ -94,6 +95,8 @@ def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callab
     splits = ("svm_train", "train", "test") if args.test_bank else ("train", "test")
     data = next(filter(None, map(config.dataset.get, splits)), {})
     task = TASKS.get(name, {}).get(data.get("NAME"), name)
+    if name in ("runner_pretrain", "runner_test"):
+        task = MODELS.get(config.model.NAME, task)
     if task != "runner_few_shot" and (args.way, args.shot, args.fold) != (None, None, None):
         raise ValueError(
             f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "

@@ -99,6 +99,7 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "scale_and_translate": scale_and_translate,
     "scale_and_rotate": scale_and_rotate,
     "scale_and_translate_small": scale_and_translate_small,
+    "none": lambda points, generator: points,
 }
 
 

@@ -114,6 +114,13 @@ MODELS = {
     "point-mae/part-segmentation": TRANSFORMER
     | {"NAME": "Point_MAE_SEG", "num_parts": 50, "num_categories": 16, "group_size": 32, "num_group": 128},
     "point-nn/part-segmentation": POINT_NN | {"dim": 144, "neighbours": 6},
+    "point-bert/dvae": {
+        "NAME": "DiscreteVAE",
+        "group_size": 32,
+        "num_group": 64,
+        "num_tokens": 8192,
+        **dict.fromkeys(("encoder_dims", "tokens_dims", "decoder_dims"), 256),
+    },
 }
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -143,7 +150,9 @@ TRAINING = {
     "point-mae/scan_obj-bg": (*SCAN_TRAINING, "scale_and_translate"),
     "point-mae/few-shot": FEW_SHOT_TRAINING,
     "point-mae/part-segmentation": PART_TRAINING,
+    "point-bert/dvae": (5e-4, 300, 300, 64, None, None, "none"),
 }
+WEIGHT_DECAY = {"point-bert/dvae": 5e-4}  # of all others 0.05
 SVM_C = {
     "pre-training/i2p-mae": 0.01,
     "pre-training/point-m2ae": 0.01,
@@ -206,6 +215,7 @@ DATA = {
         split: PARTS | {"NORMALIZE": False, "others": {"subset": subset, "npoints": 1024, "bs": 1}}
         for split, subset in (("train", "trainval"), ("test", "test"))
     },
+    "point-bert/dvae": halves("", "subset", SHAPENET, npoints=1024),
 }
 for method in ("", "point-m2ae_"):
     DATA |= {
@@ -248,7 +258,7 @@ def test_shipped_model_is_the_released_one(name: str) -> None:
 def test_shipped_training_is_the_released_one(name: str) -> None:
     lr, epochs, max_epoch, total_bs, npoints, clip, augmentation = TRAINING[name]
     config = load_config(CFGS / f"{name}.yaml")
-    assert config.optimizer == {"type": "AdamW", "kwargs": {"lr": lr, "weight_decay": 0.05}}
+    assert config.optimizer == {"type": "AdamW", "kwargs": {"lr": lr, "weight_decay": WEIGHT_DECAY.get(name, 0.05)}}
     assert config.scheduler == {"type": "CosLR", "kwargs": {"epochs": epochs, "initial_epochs": 10}}
     assert (config.total_bs, config.get("npoints"), config.max_epoch) == (total_bs, npoints, max_epoch)
     assert (config.grad_norm_clip, config.augmentation, config.step_per_update) == (clip, augmentation, 1)

@@ -54,6 +54,7 @@ _POSITIVE = _Value("a number > 0", lambda value: _is_number(value) and value > 0
 _NOT_NEGATIVE = _Value("a number ≥ 0", lambda value: _is_number(value) and value >= 0)
 _NAME = _Value("a name", lambda value: isinstance(value, str) and value != "")
 _DATASET = _Section(required={"NAME": _NAME}, optional={"others": _Section(open=True)}, open=True)
+_ANNEALED = _Section(required={"start": _NOT_NEGATIVE, "target": _NOT_NEGATIVE, "ntime": _integer_from(1)})
 
 _SCHEMA = _Section(
     required={
@@ -61,7 +62,7 @@ _SCHEMA = _Section(
         "model": _Section(required={"NAME": _NAME}, open=True),
         "step_per_update": _integer_from(1),
         "grad_norm_clip": _Value("a number > 0 or null", lambda value: value is None or _POSITIVE.accepts(value)),
-        "augmentation": _one_of("scale_and_translate", "scale_and_rotate", "scale_and_translate_small"),
+        "augmentation": _one_of("scale_and_translate", "scale_and_rotate", "scale_and_translate_small", "none"),
         "svm": _Section(required={"C": _POSITIVE, "every": _integer_from(1)}),
     },
     optional={
@@ -77,6 +78,8 @@ _SCHEMA = _Section(
                 "kwargs": _Section(required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)}),
             }
         ),
+        "temp": _ANNEALED,
+        "kldweight": _ANNEALED,
         "npoints": _integer_from(1),
         "total_bs": _integer_from(1),
         "max_epoch": _integer_from(0),

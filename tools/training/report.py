@@ -1,6 +1,7 @@
 """What a training run says of itself: a line for each epoch and each evaluation, and results at the end."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 from tools.training.engine import EpochState
@@ -9,6 +10,32 @@ from tools.training.state import TrainingState
 from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an evaluation gives, and what is good of it.
+
+    Attributes:
+        name: in results.json, after best_ and final_.
+        unit: behind the value.
+        lowest: the lowest value is the best, not the highest.
+    """
+
+    name: str
+    unit: str
+    lowest: bool = False
+
+    def better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another."""
+        return value < other if self.lowest else value > other
+
+    def shown(self, value: float) -> str:
+        """A value with its unit."""
+        return f"{value:.2f} {self.unit}"
+
+
+ACCURACY = Measure("accuracy", "%")
 
 
 def log_epoch(epoch: int, last: int, values: dict[str, float], progress: EpochState, seconds: float) -> None:
@@ -22,17 +49,18 @@ def log_epoch(epoch: int, last: int, values: dict[str, float], progress: EpochSt
     )
 
 
-def log_evaluation(last: int, state: TrainingState, protocol: str, seconds: float) -> None:
+def log_evaluation(last: int, state: TrainingState, measure: Measure, protocol: str, seconds: float) -> None:
     """Log the latest evaluation beside the best."""
     now, best = state.metrics, state.best_metrics
     logger.info(
-        "epoch %d/%d | %s: %.2f %% | best %.2f %% at epoch %d | %.1f s",
-        *(now["epoch"], last, protocol, now["accuracy"], best["accuracy"], best["epoch"], seconds),
+        "epoch %d/%d | %s: %s | best %s at epoch %d | %.1f s",
+        *(now["epoch"], last, protocol, measure.shown(now[measure.name])),
+        *(measure.shown(best[measure.name]), best["epoch"], seconds),
     )
 
 
-def results_of(state: TrainingState, protocol: str, seconds: float) -> dict[str, Any]:
-    """The best and the final accuracy of a finished run, as its own evaluations found them; without any, the loss."""
+def results_of(state: TrainingState, measure: Measure, protocol: str, seconds: float) -> dict[str, Any]:
+    """The best and the final value of a finished run, as its own evaluations found them; without any, the loss."""
     if not state.metrics:
         final = state.history[-1]
         return {
@@ -45,24 +73,25 @@ def results_of(state: TrainingState, protocol: str, seconds: float) -> dict[str,
     best, final = state.best_metrics, state.metrics
     return {
         "protocol": protocol,
-        "best_accuracy": best["accuracy"],
+        f"best_{measure.name}": best[measure.name],
         "best_epoch": best["epoch"],
         "best_chosen_on": "the same split",
-        "final_accuracy": final["accuracy"],
+        f"final_{measure.name}": final[measure.name],
         "final_epoch": final["epoch"],
         "seconds": seconds,
         "history": state.history,
     }
 
 
-def show_results(run: Run, results: dict[str, Any]) -> None:
-    """Print the best and the final accuracy, which the command was asked for; without evaluations the final loss."""
+def show_results(run: Run, results: dict[str, Any], measure: Measure) -> None:
+    """Print the best and the final value, which the command was asked for; without evaluations the final loss."""
     if "final_loss" in results:
         rows = [[f"final (epoch {results['final_epoch']})", f"{results['final_loss']:.5g}"]]
         run.show(run.mode, format_table(rows, [results["protocol"], "loss"]))
         return
+    best, final = (results[f"{which}_{measure.name}"] for which in ("best", "final"))
     rows = [
-        [f"best (epoch {results['best_epoch']}, chosen on {results['best_chosen_on']})", results["best_accuracy"]],
-        [f"final (epoch {results['final_epoch']})", results["final_accuracy"]],
+        [f"best (epoch {results['best_epoch']}, chosen on {results['best_chosen_on']})", best],
+        [f"final (epoch {results['final_epoch']})", final],
     ]
-    run.show(run.mode, format_table(rows, [results["protocol"], "%"]))
+    run.show(run.mode, format_table(rows, [results["protocol"], measure.unit]))

@@ -36,7 +36,7 @@ class TrainingState:
         augmentation: generator of the augmentation's draws.
         epoch: the first that is not complete.
         progress: how far that epoch is.
-        metrics: {accuracy, epoch} of the latest evaluation.
+        metrics: {accuracy or another measure, epoch} of the latest evaluation.
         best_metrics: of the best.
         history: what was measured, per epoch.
     """

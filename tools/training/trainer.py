@@ -13,7 +13,7 @@ from datasets.resident import ResidentLoader
 from tools.training.builder import TrainingLoader, unwrapped
 from tools.training.dry_run import measure_dry
 from tools.training.engine import Batch, EpochState, NonFinite, train_one_epoch
-from tools.training.report import log_epoch, log_evaluation, results_of, show_results
+from tools.training.report import ACCURACY, Measure, log_epoch, log_evaluation, results_of, show_results
 from tools.training.run import Run
 from tools.training.state import TrainingState, keep_nonfinite, resume, save
 from utils.checkpoint import load_weights
@@ -39,11 +39,13 @@ class Trainer:
         loader: shuffled training batches.
         step: (points, targets …, generator=…) on the model's device → 0-d tensors with "loss". The generator is seeded
             by (seed, epoch), for augmentation.
-        evaluate: () → accuracy in percent; chooses the best checkpoint. None: nothing does, and there is none.
+        evaluate: () → accuracy in percent, or what `measure` says; chooses the best checkpoint. None: nothing does, and
+            there is none.
         protocol: what `evaluate` measures and on which split; stands beside every accuracy.
         test: () → accuracy in percent on the test split, where `evaluate` measures on another; taken at the end of the
             best and of the final weights.
         test_protocol: what `test` measures.
+        measure: what `evaluate` gives.
     """
 
     def __init__(
@@ -58,10 +60,12 @@ class Trainer:
         protocol: str,
         test: Callable[[], float] | None = None,
         test_protocol: str = "",
+        measure: Measure = ACCURACY,
     ) -> None:
         self.config, self.args, self.run = config, args, run
         self.network, self.loader, self.step = model, loader, step
         self.evaluate, self.protocol, self.test, self.test_protocol = evaluate, protocol, test, test_protocol
+        self.measure = measure
         self.state = TrainingState(unwrapped(model), config, args)
         self.updates = 0  # since the last checkpoint
         self.stop = StopRequest()
@@ -70,7 +74,7 @@ class Trainer:
         """Train, evaluate and save epoch by epoch.
 
         Returns:
-            The protocol, accuracy and epoch of the best and of the final evaluation, and the seconds it took; without
+            The protocol, value and epoch of the best and of the final evaluation, and the seconds it took; without
             evaluations the loss of the final epoch; of a dry run, what it expects.
 
         Raises:
@@ -150,16 +154,16 @@ class Trainer:
             raise Stopped(f"stopped in epoch {epoch} after batch {batch}; continue with --resume")
 
     def _evaluate(self, epoch: int, evaluate: Callable[[], float]) -> bool:
-        """Return whether this is the best accuracy so far."""
-        began, state = time.perf_counter(), self.state
-        accuracy = evaluate()
-        state.metrics = {"accuracy": accuracy, "epoch": epoch}
-        improved = not state.best_metrics or accuracy > state.best_metrics["accuracy"]
+        """Return whether this is the best so far."""
+        began, state, measure = time.perf_counter(), self.state, self.measure
+        value = evaluate()
+        state.metrics = {measure.name: value, "epoch": epoch}
+        improved = not state.best_metrics or measure.better(value, state.best_metrics[measure.name])
         if improved:
             state.best_metrics = state.metrics
-        state.history[-1]["evaluation"] = accuracy  # beside the accuracy of the training batches
-        self.run.draw({"evaluation/accuracy": accuracy}, epoch)
-        log_evaluation(self.config["max_epoch"], state, self.protocol, time.perf_counter() - began)
+        state.history[-1]["evaluation"] = value  # beside the accuracy of the training batches
+        self.run.draw({f"evaluation/{measure.name}": value}, epoch)
+        log_evaluation(self.config["max_epoch"], state, measure, self.protocol, time.perf_counter() - began)
         return improved
 
     def _save(self, improved: bool) -> None:
@@ -167,13 +171,13 @@ class Trainer:
         self.updates = 0
 
     def _results(self, seconds: float) -> dict[str, Any]:
-        results = results_of(self.state, self.protocol, seconds)
+        results = results_of(self.state, self.measure, self.protocol, seconds)
         if self.test is not None:
             results |= {
                 "protocol": self.test_protocol,
                 **measure_unseen(self.state, self.run, self.protocol, self.test),
             }
-        show_results(self.run, results)
+        show_results(self.run, results, self.measure)
         return results
 
 
