@@ -37,6 +37,7 @@ from tools.training import run as training_run
 from tools.training.builder import TrainingLoader, parallel
 from tools.training.engine import train_one_epoch
 from tools.training.trainer import Trainer
+from utils import distributed
 from utils.command import run_command
 from utils.distributed import ENVIRONMENT, on_main, processes, rank, world_size
 
@@ -464,6 +465,14 @@ def fail(folder, message):
     while rank() == 0 and not (folder / "rank1.pt").exists():  # it keeps the count of the messages
         time.sleep(0.01)
     return code
+
+
+def test_an_error_is_told_where_the_process_that_counts_is_gone(monkeypatch):
+    def gone():
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setattr("torch.distributed.distributed_c10d._get_default_store", gone)
+    assert distributed._told_first("no space left") is True
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from argparse import Namespace
+from datetime import datetime, timedelta
 
 import pytest
 import torch
@@ -309,6 +310,7 @@ def test_run_folder_holds_what_it_should(here):
     assert {mode: values.pop("accuracy") for mode, values in results.items()} == {"training": 1.0, "test": 2.0}
     about = results["test"].pop("about")
     assert about["seed"] == 0
+    assert abs(datetime.now() - datetime.strptime(about["began"], "%Y-%m-%d %H:%M:%S")) < timedelta(hours=1)
     assert len(about["config_sha256"]) == 64
     assert about["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert "| accuracy | 2.00 |" in (folder / "results.md").read_text()

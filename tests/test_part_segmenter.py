@@ -189,3 +189,8 @@ def test_categories_of_another_shape_are_refused(points, shape):
 def test_settings_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         segmenter(**settings)
+
+
+def test_one_category_of_two_parts_is_enough(points):
+    model = segmenter(num_parts=2, num_categories=1).eval()
+    assert model(points, torch.zeros(3, dtype=torch.long)).shape == (3, points.shape[1], 2)
