@@ -15,7 +15,17 @@ from torch import Tensor
 
 from utils.settings import check_settings
 
-from .interface import IMAGENET, WHERE, Blueprint, Normalisation, Statistics, Teacher, check_grid, seeded, warn_untrained
+from .interface import (
+    IMAGENET,
+    WHERE,
+    Blueprint,
+    Normalisation,
+    Statistics,
+    Teacher,
+    check_grid,
+    seeded,
+    warn_untrained,
+)
 from .saliency import pooling_row, similarity_to_mean
 from .weights import check_fit, find_clip_weights, read_visual_weights
 

@@ -112,7 +112,7 @@ def check_grid(name: str, image_size: int, patch_size: int) -> None:
     if image_size % patch_size:
         nearest = max(round(image_size / patch_size), 1) * patch_size
         raise ValueError(
-            f"{WHERE}.image_size is {image_size}, which is no multiple of {patch_size}, the patches of {name!r}: "
+            f"{WHERE}.image_size, {image_size} for {name!r}, is no multiple of its patches of {patch_size} pixels: "
             f"give {nearest}, say"
         )
 

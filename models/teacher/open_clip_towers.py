@@ -1,4 +1,4 @@
-"""Image towers of open_clip: its own vision transformers (CLIP, CLIPA, CoCa) and timm's (SigLIP, EVA, PE, MobileCLIP)."""
+"""Image towers of open_clip: its own vision transformers (CLIP, CLIPA, CoCa) and timm's (SigLIP, EVA, PE)."""
 
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ def open_clip_blueprint(
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained is None:
         raise ValueError(
-            f"{WHERE} lacks pretrained: give one of open_clip's tags for {name!r} ({', '.join(tags) or 'it has none'}), "
-            "a PATH, or `untrained`"
+            f"{WHERE} lacks pretrained: give one of open_clip's tags for {name!r} ({', '.join(tags) or 'none'}), a "
+            "PATH, or `untrained`"
         )
     weights = open_clip.get_pretrained_cfg(name, str(pretrained))  # {} where it is no tag
     if weights.get("quick_gelu"):  # open_clip only warns where a tag and the name of its model differ in this

@@ -1,8 +1,7 @@
-"""How much a model's summary of an image looks at each patch, read from the attention that the model itself computes."""
+"""How much a model's summary of an image looks at each patch, read from the attention that the model computes."""
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -55,7 +54,7 @@ def first_row(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | Non
 
 
 def pooling_row(attn: nn.MultiheadAttention, query: Tensor, tokens: Tensor) -> Tensor:
-    """Attention of one query (V, 1, D) to tokens (V, N, context) in PyTorch's own layer, (V, N), averaged over heads."""
+    """Attention of a query (V, 1, D) to tokens (V, N, context) in PyTorch's own layer, (V, N), averaged over heads."""
     return attn(query, tokens, tokens, need_weights=True)[1][:, 0]
 
 
@@ -69,7 +68,7 @@ def similarity_to_mean(patches: Tensor) -> Tensor:
     return F.cosine_similarity(patches, patches.mean(1, keepdim=True), dim=-1).softmax(-1)
 
 
-def use_fused_attention(model: nn.Module) -> None:
+def use_fused_attention(model: Any) -> None:
     """Let timm's layers call PyTorch's attention, whatever TIMM_FUSED_ATTN says: it is where saliency is read."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):

@@ -8,7 +8,7 @@ import timm
 import torch
 from timm.layers import AttentionPoolLatent
 from timm.models import get_arch_pretrained_cfgs
-from torch import Tensor, nn
+from torch import Tensor
 
 from .interface import (
     IMAGENET,
@@ -35,8 +35,8 @@ class TimmTeacher(Teacher):
     """A vision transformer of timm.
 
     Features are the patch tokens after the last block and the model's final norm. Saliency is the attention of the
-    model's attention pool, if it has one; else the class token's in the last block; else the similarity of each patch to
-    their mean. Class and register tokens are left out of it.
+    model's attention pool, if it has one; else the class token's in the last block; else the similarity of each patch
+    to their mean. Class and register tokens are left out of it.
 
     Args:
         name: what the model is called, for messages.
@@ -47,11 +47,11 @@ class TimmTeacher(Teacher):
         ValueError: if it is no plain vision transformer, or its patches do not cover the image.
     """
 
-    def __init__(self, name: str, model: nn.Module, statistics: Statistics) -> None:
+    def __init__(self, name: str, model: Any, statistics: Statistics) -> None:
         use_fused_attention(model)
         image_size, grid = _image_and_grid(name, model)
         super().__init__(model.num_features, image_size, grid, statistics)
-        self.model: Any = model
+        self.model = model
         pooled = isinstance(getattr(model, "attn_pool", None), AttentionPoolLatent)
         has_class_token = getattr(model, "cls_token", None) is not None
         self.summary = "pool" if pooled else "class token" if has_class_token else "mean"
@@ -108,7 +108,7 @@ def timm_blueprint(
 
 
 def _create(name: str, image_size: int | None, **settings: Any) -> Any:
-    size = {} if image_size is None else {"img_size": image_size}
+    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     try:
         return timm.create_model(name, **size, **settings)
     except TypeError as error:
@@ -117,9 +117,9 @@ def _create(name: str, image_size: int | None, **settings: Any) -> Any:
         ) from error
 
 
-def _image_and_grid(name: str, model: nn.Module) -> tuple[int, tuple[int, int]]:
+def _image_and_grid(name: str, model: Any) -> tuple[int, tuple[int, int]]:
     """Pixels per side of a model's images, and its patches along rows and columns."""
-    embed = getattr(model, "patch_embed", None)
+    embed: Any = getattr(model, "patch_embed", None)
     needed = ("blocks", "forward_features", "num_prefix_tokens", "num_features", "feature_info")
     if not hasattr(embed, "grid_size") or any(not hasattr(model, attribute) for attribute in needed):
         raise no_transformer(name)

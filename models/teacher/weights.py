@@ -17,8 +17,9 @@ from .interface import WHERE
 VISUAL_KEY = re.compile(r"(?:module\.)?(?:clip_model\.)?visual\.(.+)")
 CLIP_WAYS_OUT = (
     "Write under model.clip_config either `pretrained: openai`, or another tag of open_clip that the tower has, and "
-    "open_clip downloads the weights (this needs the network); or `pretrained: PATH` of a local file with CLIP's weights (OpenAI .pt, open_clip .pt or .bin, "
-    ".safetensors) or of a released I2P-MAE pre-training checkpoint, whose clip_model.visual.* tensors are then used."
+    "open_clip downloads the weights (this needs the network); or `pretrained: PATH` of a local file with CLIP's "
+    "weights (OpenAI .pt, open_clip .pt or .bin, .safetensors) or of a released I2P-MAE pre-training checkpoint, whose "
+    "clip_model.visual.* tensors are then used."
 )
 
 
