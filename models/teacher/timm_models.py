@@ -7,7 +7,6 @@ from typing import Any
 import timm
 import torch
 from timm.layers import AttentionPoolLatent
-from timm.models import get_arch_pretrained_cfgs
 from torch import Tensor
 
 from .interface import (
@@ -83,7 +82,7 @@ def timm_blueprint(
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
         raise unknown(arch, timm.list_models(), "model of timm")
-    tags = [key.partition(".")[2] for key in get_arch_pretrained_cfgs(arch)]
+    tags = [key.partition(".")[2] for key in timm.list_pretrained(f"{arch}.*")]
     wanted = str(pretrained or "default")
     if wanted in tags:
         if tag not in ("", wanted):
@@ -108,9 +107,10 @@ def timm_blueprint(
 
 
 def _create(name: str, image_size: int | None, **settings: Any) -> Any:
-    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    if image_size is None:
+        return timm.create_model(name, **settings)
     try:
-        return timm.create_model(name, **size, **settings)
+        return timm.create_model(name, img_size=image_size, **settings)
     except TypeError as error:
         raise ValueError(
             f"{WHERE}.visual_encoder is 'timm:{name}', which takes no image_size: it is no plain vision transformer"
