@@ -1,17 +1,20 @@
 """Teachers of open_clip and timm: what they compute, against the library's own, and where their weights come from."""
 
 import math
+from pathlib import Path
 from urllib.error import URLError
 
 import open_clip
 import pytest
 import timm
 import torch
+import yaml
 from open_clip.model import _build_vision_tower
 from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models import check_model_config
 from models.i2p_mae import I2P_MAE
 from models.teacher import CLIPTeacher, Teacher, TimmTeacher, build_teacher, feature_width
 from models.teacher.saliency import first_row, similarity_to_mean
@@ -557,6 +560,18 @@ def test_the_activation_of_open_clip_is_the_one_of_the_tag(tmp_path, monkeypatch
     assert asked == [open_clip.get_pretrained_cfg("ViT-B-16", tag)]
     assert isinstance(teacher, CLIPTeacher)
     assert isinstance(teacher.visual.transformer.resblocks[0].mlp.gelu, QuickGELU) == quick
+
+
+# What the documentation shows
+
+
+def test_the_configs_of_the_documentation_name_teachers():
+    text = (Path(__file__).parents[1] / "docs/TEACHERS.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("clip_config: ")]
+    widths = [feature_width({**yaml.safe_load(line)["clip_config"], "feat_dim": None}) for line in lines]
+    assert widths == [512, 384, 768, 768, 512]
+    for line in lines:
+        check_model_config({"NAME": "I2P_MAE", **yaml.safe_load(line)})
 
 
 # Pre-training under them

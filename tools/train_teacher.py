@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 EMBED_DIM, PATCH_SIZE, HEAD_WIDTH = 64, 8, 32
 BATCH_SIZE = 96
 SHAPES_DRAWN = 6
+PACKAGES = ("torch", "open_clip_torch", "numpy")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -90,10 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     accuracy = small_clip.zero_shot_accuracy(model, tokenize, test, BATCH_SIZE, device)
     about = {
         "command": shlex.join(["python", "-m", "tools.train_teacher", *(sys.argv[1:] if argv is None else argv)]),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "open_clip_torch", "numpy")},
-        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "seed": args.seed,
         "visual_encoder": sizes,
         "classes": args.classes,

@@ -29,7 +29,7 @@ class Shapes(NamedTuple):
 
     Attributes:
         names: the classes.
-        clouds: (class, its shapes).
+        clouds: n shapes, those of a class side by side.
         labels: (n,) int64, index into `names`.
     """
 
