@@ -206,6 +206,6 @@ def test_a_file_that_exists_is_never_replaced(tmp_path, capsys):
     path = tmp_path / "a.safetensors"
     path.write_text("kept")
     with pytest.raises(SystemExit):
-        train_teacher.main(["--output", str(path)])
+        train_teacher.main([*TINY, "--output", str(path)])
     assert "exists: name another, or remove it" in capsys.readouterr().err
     assert path.read_text() == "kept"
