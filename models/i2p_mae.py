@@ -12,7 +12,7 @@ from extensions.streams import beside
 from models.encoder import EncodedLevel
 from models.masked_autoencoder import MaskedAutoencoder, masked_mean, visible_tokens
 from models.projection import VIEWS, Projection, project
-from models.teacher import CLIPTeacher, build_teacher
+from models.teacher import Teacher, build_teacher, feature_width
 from models.tokenizer import Group, PointwiseConv
 
 
@@ -23,7 +23,7 @@ class TeacherViews:
     Attributes:
         projection: how the clouds were laid on the image grid.
         features: (V·B, C, h, w), view-major.
-        saliency: (V·B, h, w) attention of the class token.
+        saliency: (V·B, h, w), not negative.
     """
 
     projection: Projection
@@ -62,13 +62,13 @@ class I2P_MAE(MaskedAutoencoder):
     """
 
     sections: ClassVar = {"clip_config": build_teacher}  # section of the config → what takes its keys
-    teacher: CLIPTeacher | None
+    teacher: Teacher | None
 
     def __init__(
         self,
         clip_config: Mapping[str, Any] | None = None,
         mask_temperature: float = 1.0,
-        teacher: CLIPTeacher | None = None,
+        teacher: Teacher | None = None,
         losses: Literal["3d", "2d", "both"] = "both",
         **settings: Any,
     ):
@@ -78,7 +78,8 @@ class I2P_MAE(MaskedAutoencoder):
         if losses not in ("3d", "2d", "both"):
             raise ValueError(f"losses must be '3d', '2d' or 'both', got {losses!r}")
         if clip_config is not None and teacher is None:
-            teacher, feat_dim = build_teacher(**clip_config), clip_config["feat_dim"]
+            teacher = build_teacher(**clip_config)
+            feat_dim = teacher.feat_dim if teacher is not None else feature_width(clip_config)
         elif teacher is not None and clip_config is None:
             feat_dim = teacher.feat_dim
         else:

@@ -45,6 +45,7 @@ def command(*argv: str) -> list[str]:
         (("tools.demo", "--help"), 0),
         (("tools.demo", "--seed", "1"), 2),
         (("tools.ablation", "--help"), 0),
+        (("tools.train_teacher", "--epochs", "0"), 2),
         (("tools.reproduce", "--help"), 0),
         (("tools.reproduce", "--only"), 2),
         (("datasets.synthetic", "--help"), 0),

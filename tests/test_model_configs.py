@@ -75,7 +75,15 @@ def test_all_kinds_of_configs_are_shipped():
         ({**I2P, "num_groups": [512, "256", 64]}, r"model\.num_groups is \[512, '256', 64\]"),
         ({**I2P, "teacher": "ViT-B/16"}, r"unknown key 'model\.teacher'"),
         ({**I2P, "clip_config": "ViT-B/16"}, r"model\.clip_config is 'ViT-B/16'"),
-        ({**I2P, "clip_config": {"visual_encoder": None}}, r"model\.clip_config lacks feat_dim"),
+        ({**I2P, "clip_config": {"feat_dim": 8}}, r"model\.clip_config lacks visual_encoder"),
+        (
+            {**I2P, "clip_config": {"visual_encoder": "timm:test_vit", "normalisation": "none"}},
+            r"model\.clip_config\.normalisation is 'none'; expected .*'imagenet', 'own'",
+        ),
+        (
+            {**I2P, "clip_config": {"visual_encoder": "timm:test_vit", "image_size": "big"}},
+            r"model\.clip_config\.image_size is 'big'; expected int",
+        ),
         (
             {**I2P, "clip_config": {"feat_dim": 8, "visual_enc": None}},
             r"clip_config\.visual_enc'; did you mean 'visual_encoder'",

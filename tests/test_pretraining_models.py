@@ -644,7 +644,7 @@ def test_an_unknown_name_is_refused(name, message):
 )
 def test_the_keys_of_clip_config_are_checked(clip_config, message):
     with pytest.raises(ValueError, match=message):
-        check_model_config({"NAME": "I2P_MAE", "clip_config": clip_config})
+        build_model({"NAME": "I2P_MAE", "clip_config": clip_config})
 
 
 def test_building_leaves_the_config_as_it_was():

@@ -146,7 +146,7 @@ def test_odd_image_sizes(size):
     assert (projection.pixels(cloud()) < size).all()
 
 
-@pytest.mark.parametrize(("grid", "size"), [((14, 14), 224), ((4, 4), 32), ((3, 5), 30)])
+@pytest.mark.parametrize(("grid", "size"), [((14, 14), 224), ((37, 37), 518), ((4, 4), 32), ((3, 5), 30)])
 def test_look_up_reads_the_bicubically_enlarged_map(grid, size):
     points = cloud()
     _, projection = project(points, size)
@@ -162,6 +162,19 @@ def test_look_up_reads_the_bicubically_enlarged_map(grid, size):
     )
     assert expected.shape == (3, 2, 9, 5)
     torch.testing.assert_close(projection.look_up(maps, queries), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("grid", "size"), [(14, 224), (16, 224), (37, 518)])
+def test_look_up_is_at_the_points_own_place_whatever_the_patches(grid, size):
+    points = cloud()
+    _, projection = project(points, size)
+    centres = (torch.arange(grid) + 0.5) * size / grid - 0.5  # pixel in the middle of each patch
+    maps = torch.stack(torch.meshgrid(centres, centres, indexing="ij")).expand(6, 2, grid, grid)
+    pixels = projection.pixels(points).float()
+    inner = ((pixels > 2 * size / grid) & (pixels < size - 2 * size / grid)).all(-1)  # of a ramp that goes on
+    found = projection.look_up(maps, points)
+    assert inner.sum() > 100
+    torch.testing.assert_close(found[inner], pixels[inner], rtol=0, atol=0.05 * size / grid)  # bicubic
 
 
 def test_pixels_of_queries_use_the_clouds_own_layout():

@@ -302,7 +302,7 @@ def test_a_tag_is_downloaded_by_open_clip(tmp_path, monkeypatch, teacher, clip_s
 
     save_file(clip_state, tmp_path / "model.safetensors")
     monkeypatch.setattr(open_clip, "download_pretrained", download)
-    monkeypatch.setattr("models.teacher.tower_sizes", lambda name: tower_sizes(SIZES))
+    monkeypatch.setattr("models.teacher.clip.tower_sizes", lambda name: tower_sizes(SIZES))
     assert_same_weights(build_teacher("ViT-B/16", 12), teacher)
     assert asked == [open_clip.get_pretrained_cfg("ViT-B-16-quickgelu", "openai")]
 

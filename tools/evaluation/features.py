@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from datasets import build_dataset, name_of, name_of_entry
 from datasets.folder import Folder
 from datasets.own_files import list_files
+from models.teacher import feature_width
 from tools.evaluation.inference import calibrate_batchnorm, extract_features
 from tools.evaluation.svm import choose_C, linear_svm_accuracy, standardise
 from tools.training.builder import EVALUATION_BATCH_SIZE, evaluation_loader, require_classes
@@ -61,10 +62,11 @@ def svm_features(
 
 
 def without_teacher(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Copy a model section so that no teacher is built: features need none."""
+    """Copy a model section so that no teacher is built: features need none, but the 2D head keeps its width."""
     if "clip_config" not in model_config:
         return model_config
-    return {**model_config, "clip_config": {**model_config["clip_config"], "visual_encoder": None}}
+    teacher = model_config["clip_config"]
+    return {**model_config, "clip_config": {"visual_encoder": None, "feat_dim": feature_width(teacher)}}
 
 
 def calibrated_svm_accuracy(model: nn.Module, config: dict[str, Any]) -> float:

@@ -1,14 +1,16 @@
-"""Pictures of what a pre-training model sees and makes, and of the parts that a segmenter finds."""
+"""Pictures of what a pre-training model and its teacher see, and of the parts that a segmenter finds."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor, nn
 
+from models.projection import VIEWS, project
 from utils.files import atomic_write
 
 VISIBLE, MASKED, PREDICTED = "tab:blue", "tab:gray", "tab:orange"
@@ -70,6 +72,33 @@ def draw_parts(points: Tensor, true: Tensor, predicted: Tensor, names: Sequence[
         for axis, (title, colors) in zip(row, panels, strict=True):
             _scatter(axis, points[shape], colors)
             axis.set_title(title)
+    save_figure(figure, path)
+
+
+@torch.no_grad()
+def draw_saliency(teacher: nn.Module, points: Tensor, names: Sequence[str], path: Path) -> None:
+    """Write a PNG with a row per shape: depth image and, over it, the saliency of a 2D teacher, for each side.
+
+    Args:
+        teacher: a teacher of `models.teacher`.
+        points: (B, N, 3) clouds on the teacher's device.
+        names: of the shapes.
+        path: the file to write, in an existing folder.
+    """
+    size = teacher.image_size
+    images, _ = project(points, size)
+    maps = teacher(images)[1].unsqueeze(1)  # (V·B, 1, h, w)
+    maps = F.interpolate(maps, (size, size), mode="bicubic", align_corners=False)
+    maps, images = (found.unflatten(0, (len(VIEWS), -1)).cpu().numpy() for found in (maps[:, 0], images[:, 0]))
+    figure, axes = plt.subplots(len(points), 2 * len(VIEWS), figsize=(12, 2.1 * len(points)), squeeze=False)
+    for shape, row in enumerate(axes):
+        for view in range(len(VIEWS)):
+            for panel, is_saliency in zip(row[2 * view : 2 * view + 2], (False, True), strict=True):
+                panel.imshow(images[view, shape], cmap="gray")
+                if is_saliency:
+                    panel.imshow(maps[view, shape], cmap="inferno", alpha=0.7)
+                panel.set_axis_off()
+        row[0].set_title(names[shape])
     save_figure(figure, path)
 
 
