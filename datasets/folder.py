@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from datasets.draws import DrawnDataset
-from datasets.own_files import SPLITS, WAY_OUT, draw_split, list_files, name_of_root
-from datasets.points_cache import PointsCache, Record
+from datasets.own.cache import PointsCache, Record
+from datasets.own.files import SPLITS, WAY_OUT, draw_split, list_files, name_of_root
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import check_choice, check_count
 from utils.distributed import is_main

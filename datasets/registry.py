@@ -12,7 +12,7 @@ from datasets.folder import Folder, name_in_results
 from datasets.holdout import Part, whole
 from datasets.modelnet40 import ModelNet, ModelNet40_SVM
 from datasets.modelnet40_fewshot import ModelNetFewShot
-from datasets.points_cache import Record
+from datasets.own.cache import Record
 from datasets.scanobjectnn import ScanObjectNN
 from datasets.shapenet55 import ShapeNet
 from datasets.shapenetpart import ShapeNetPart

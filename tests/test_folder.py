@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import build_dataset, check_dataset_config, fingerprint, name_of, points_cache
+from datasets import build_dataset, check_dataset_config, fingerprint, name_of
 from datasets.folder import Folder
 from datasets.holdout import Part
-from datasets.own_files import draw_split, list_files
-from datasets.points_cache import PointsCache
+from datasets.own import cache as points_cache
+from datasets.own.cache import PointsCache
+from datasets.own.files import draw_split, list_files
 from tests.playground import REPOSITORY
 
 

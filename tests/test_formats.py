@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import trimesh
 
-from datasets import formats
-from datasets.formats import FORMATS, INSTALL, MissingLibrary, read_points
-from datasets.pcd import decompress_lzf
+from datasets.own import formats
+from datasets.own.formats import FORMATS, INSTALL, MissingLibrary, read_points
+from datasets.own.pcd import decompress_lzf
 
 CORNERS = np.array([[0, 0, 0], [2, 0, 0], [2, 1, 0], [0, 1, 0]], dtype=float)  # of a rectangle of area 2, in z = 0
 CLOUD = np.array([[1, 2, 3], [4, 5, 6], [7, 8, 10]], dtype=float)

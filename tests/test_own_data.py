@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from datasets.folder import Folder
-from datasets.formats import FORMATS
 from datasets.holdout import Part
+from datasets.own.formats import FORMATS
 from datasets.synthetic import write_meshes
 from tests.playground import (
     AUTOENCODER,

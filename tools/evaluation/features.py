@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from datasets import build_dataset, name_of, name_of_entry
 from datasets.folder import Folder
-from datasets.own_files import list_files
+from datasets.own.files import list_files
 from models.teacher import feature_width
 from tools.evaluation.inference import calibrate_batchnorm, extract_features
 from tools.evaluation.svm import choose_C, linear_svm_accuracy, standardise

@@ -18,7 +18,7 @@ from datasets import DATASETS, build_dataset, check_dataset_config, name_of, nam
 from datasets.draws import DrawnDataset, Shuffled, unshuffled
 from datasets.folder import Folder
 from datasets.holdout import Part, hold_out, whole
-from datasets.own_files import list_files
+from datasets.own.files import list_files
 from datasets.resident import ResidentLoader
 from datasets.shapenet55 import ShapeNet
 from models import MODELS, build_model, check_model_config

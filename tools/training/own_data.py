@@ -15,7 +15,7 @@ from datasets import name_of, records_of
 from datasets.draws import unshuffled
 from datasets.folder import Folder
 from datasets.holdout import whole
-from datasets.points_cache import Record
+from datasets.own.cache import Record
 from models.tokenizer import group_levels
 from utils.distributed import is_main
 

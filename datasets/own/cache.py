@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.formats import MissingLibrary, read_points
+from datasets.own.formats import MissingLibrary, read_points
 from extensions.cuda_runtime import cache_folder
 from utils.files import atomic_write, locked, make_folder
 from utils.logger import progress

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from datasets.formats import FORMATS
+from datasets.own.formats import FORMATS
 from datasets.untrusted import MAX_LIST_BYTES, check_choice, safe_join
 from utils.config import check_keys
 

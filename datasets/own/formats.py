@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.pcd import parse_pcd
-from datasets.ply import parse_ply
+from datasets.own.pcd import parse_pcd
+from datasets.own.ply import parse_ply
 from datasets.surfaces import draw_points, triangle_areas
 from datasets.untrusted import check_points
 
