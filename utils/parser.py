@@ -216,6 +216,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.given = frozenset(name for name, value in vars(without_defaults).items() if value is not None)
     if args.config is None and not args.env:
         parser.error("give a config: --config FILE, see cfgs/")
+    if args.test_bank and "select_on" not in args.given:
+        args.select_on = "val"
+    _refuse_contradictions(parser, args)
+    if args.vote and args.votes is None:
+        args.votes = VOTES
+    return args
+
+
+def _refuse_contradictions(parser: Parser, args: argparse.Namespace) -> None:
+    """End the command if flags contradict each other, or one of them would be ignored."""
     evaluates = args.test or args.test_svm is not None or args.test_bank
     for flag in ("test", "test_svm", "finetune_model"):
         if getattr(args, flag) and args.ckpts is None and not (args.resume or args.start_ckpts):
@@ -255,12 +265,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--seeds says every seed, and --seed one more: drop --seed")
     if args.dry_run and (evaluates or args.profile):
         parser.error("--dry_run measures a few steps of a training run: drop it, or the mode")
-    if args.test_bank and "select_on" not in args.given:
-        args.select_on = "val"
     if args.select_on == "val" and (evaluates or args.profile) and not args.test_bank:
         parser.error("--select_on val chooses a checkpoint in training: drop it")
     if args.sync_bn and args.launcher == "none":
         parser.error("--sync_bn is for several processes: start with torchrun and --launcher pytorch")
-    if args.vote and args.votes is None:
-        args.votes = VOTES
-    return args

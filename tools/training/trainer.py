@@ -39,8 +39,7 @@ class Trainer:
         loader: shuffled training batches.
         step: (points, targets …, generator=…) on the model's device → 0-d tensors with "loss". The generator is seeded
             by (seed, epoch), for augmentation.
-        evaluate: () → accuracy in percent, or what `measure` says; chooses the best checkpoint. None: nothing does, and
-            there is none.
+        evaluate: () → accuracy in percent, or what `measure` says; chooses the best checkpoint. None: there is none.
         protocol: what `evaluate` measures and on which split; stands beside every accuracy.
         test: () → accuracy in percent on the test split, where `evaluate` measures on another; taken at the end of the
             best and of the final weights.
@@ -67,8 +66,7 @@ class Trainer:
         self.evaluate, self.protocol, self.test, self.test_protocol = evaluate, protocol, test, test_protocol
         self.measure = measure
         self.state = TrainingState(unwrapped(model), config, args)
-        self.updates = 0  # since the last checkpoint
-        self.stop = StopRequest()
+        self.updates, self.stop = 0, StopRequest()  # updates since the last checkpoint
 
     def fit(self) -> dict[str, Any]:
         """Train, evaluate and save epoch by epoch.
@@ -93,9 +91,8 @@ class Trainer:
         with self.stop:
             for epoch in range(state.epoch, max_epoch + 1):
                 self._train(epoch)
-                improved = False
-                if self.evaluate is not None and (epoch % interval == 0 or epoch == max_epoch):
-                    improved = self._evaluate(epoch, self.evaluate)
+                due = self.evaluate is not None and (epoch % interval == 0 or epoch == max_epoch)
+                improved = due and self._evaluate(epoch)
                 state.epoch, state.progress = epoch + 1, EpochState()
                 self._save(improved)
                 if epoch < max_epoch and any_process(self.stop.requested, state.device):
@@ -153,10 +150,10 @@ class Trainer:
             epoch, batch = self.state.epoch, self.state.progress.batches
             raise Stopped(f"stopped in epoch {epoch} after batch {batch}; continue with --resume")
 
-    def _evaluate(self, epoch: int, evaluate: Callable[[], float]) -> bool:
+    def _evaluate(self, epoch: int) -> bool:
         """Return whether this is the best so far."""
         began, state, measure = time.perf_counter(), self.state, self.measure
-        value = evaluate()
+        value = self.evaluate()
         state.metrics = {measure.name: value, "epoch": epoch}
         improved = not state.best_metrics or measure.better(value, state.best_metrics[measure.name])
         if improved:
