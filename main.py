@@ -66,13 +66,14 @@ def run(config: EasyDict, args: Namespace) -> int:
     """Run the mode that the command line asks for; returns the exit code."""
     mode, run_mode = choose_runner(args, config)
     # Not at the top: PyTorch takes seconds to import, and what is wrong with a command line is said before.
-    from tools.training.builder import OTHER_CONFIG, check_config, count_classes, limit_workers
+    from tools.training.builder import OTHER_CONFIG, check_config, count_classes, leave_out_bad, limit_workers
     from utils.distributed import processes
     from utils.logger import setup_logger
     from utils.signals import Stopped
 
     setup_logger(None)
     way_out = OTHER_MODE if args.resume and mode.MODE == PRE_TRAINING else OTHER_CONFIG
+    leave_out_bad(config, args.skip_bad)
     count_classes(config)
     check_config(config, args.config, mode.MODE, mode.REQUIRED, way_out)
     try:

@@ -260,7 +260,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if missing := [name for name in ("data_path", "pc_path", "n_points") if getattr(args, name) is None]:
         entry = load_config(args.config).dataset.get("train", {})
         if entry.get("NAME") != "ShapeNet":
-            raise ValueError(f"{args.config}: dataset.train.NAME is {entry.get('NAME')!r}; only ShapeNet is packed")
+            raise ValueError(
+                f"{args.config}: dataset.train.NAME is {entry.get('NAME')!r}; only ShapeNet is packed here, "
+                "ShapeNetPart by `python -m datasets.pack_parts`"
+            )
         from datasets import (
             check_dataset_config,  # imports PyTorch, for which an error of the command line does not wait
         )

@@ -1,5 +1,6 @@
 """ShapeNetPart: shapes of 16 categories whose points are labelled with 50 parts, one text file each."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ from torch import Tensor
 from datasets.draws import DrawnDataset
 from datasets.hints import Entry
 from datasets.listings import part_categories, part_files
+from datasets.packed_parts import PackedParts, read_shape, shape_name
 from datasets.published import CATEGORIES, NUM_PARTS, PARTS
 from datasets.transforms import normalize_unit_sphere
 from datasets.untrusted import (
     check_choice,
     check_count,
-    read_table,
     require_folder,
     require_listed,
 )
+
+logger = logging.getLogger(__name__)
 
 SPLITS = {"train": ("train",), "val": ("val",), "trainval": ("train", "val"), "test": ("test",)}
 
@@ -32,7 +35,8 @@ class ShapeNetPart(DrawnDataset):
     """Clouds of `npoints` points, drawn with replacement anew every epoch, of shapes scaled to the unit sphere.
 
     Items are points (npoints, 3), the category, and the part of each point (npoints,). Files are parsed at first access
-    and kept in memory, about 40 KB a shape and process.
+    and kept in memory, about 40 KB a shape and process. Where `python -m datasets.pack_parts` has packed them, the pack
+    is read instead, with the same result; the text files are then not needed any more.
 
     Args:
         root: folder of synsetoffset2category.txt, train_test_split/shuffled_{train,val,test}_file_list.json and
@@ -55,12 +59,18 @@ class ShapeNetPart(DrawnDataset):
         folder = require_folder(root, self.entry)
         category_of = part_categories(folder / "synsetoffset2category.txt", self.entry)
         self.class_names = CATEGORIES
+        self.packed = PackedParts.of(root)
+        if self.packed is not None:
+            logger.info("reading the packed shapes %s", self.packed.path)
         self.files: list[Path] = []
         labels: list[int] = []
         for split in SPLITS[subset]:
             listing = folder / f"train_test_split/shuffled_{split}_file_list.json"
             files, categories = part_files(listing, folder, category_of, self.entry)
-            require_listed(files, listing, self.entry)
+            if self.packed is None:
+                require_listed(files, listing, self.entry)
+            else:
+                self.packed.require([shape_name(path) for path in files], listing)
             self.files += files
             labels += categories
         self.labels = np.array(labels, dtype=np.int64)
@@ -79,14 +89,10 @@ class ShapeNetPart(DrawnDataset):
 
     def _read(self, index: int) -> tuple[Tensor, Tensor]:
         """All points of a shape (n, 3) and their parts (n,) uint8."""
-        path, category = self.files[index], CATEGORIES[self.labels[index]]
-        rows = read_table(path, 7, self.entry)
-        own, found = PARTS[category], rows[:, 6]
-        if (wrong := ~np.isin(found, own)).any():
-            row = int(wrong.argmax())
-            raise ValueError(
-                f"{path}: row {row} (counted from 0) has the part {found[row]:g}; the parts of the category {category} "
-                f"are {own.start} to {own.stop - 1}"
-            )
-        points = torch.from_numpy(rows[:, :3])
-        return normalize_unit_sphere(points) if self.normalize else points, torch.from_numpy(found.astype(np.uint8))
+        path = self.files[index]
+        if self.packed is not None:
+            rows = self.packed[shape_name(path)]
+        else:
+            rows = read_shape(path, int(self.labels[index]), self.entry)
+        points, parts = torch.from_numpy(rows[:, :3].copy()), torch.from_numpy(rows[:, 3].astype(np.uint8))
+        return normalize_unit_sphere(points) if self.normalize else points, parts

@@ -50,6 +50,7 @@ def command(*argv: str) -> list[str]:
         (("tools.reproduce", "--only"), 2),
         (("datasets.synthetic", "--help"), 0),
         (("datasets.pack", "--help"), 0),
+        (("datasets.pack_parts", "--help"), 0),
         (("datasets.few_shot_splits", "--folds", "ten"), 2),
         (("datasets.check", "--help"), 0),
         (("datasets.check", "ShapeNut"), 2),

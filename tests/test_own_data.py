@@ -67,6 +67,36 @@ def pretrained(playground):
     return playground / "experiments/mine/shapes/pre-train"
 
 
+# ---- files that cannot be read ----
+
+
+@pytest.mark.parametrize(("flags", "message"), [((), "SKIP_BAD: 1"), (("--skip_bad", 0), "SKIP_BAD: 1")])
+def test_a_file_that_cannot_be_read_stops_a_run(here, capsys, flags, message):
+    spoil(here)
+    line = refuse(capsys, "mine/spoilt", *flags)
+    assert "1 of 13 files of Folder spoilt cannot be read, first data/spoilt/bad.ply: " in line
+    assert line.endswith(message)
+
+
+def test_skip_bad_goes_on_and_names_what_it_left_out(here, caplog):
+    spoil(here)
+    assert run("mine/spoilt", "--skip_bad", 1, "--exp_name", "skipped") == 0
+    assert "Folder spoilt: 1 files are left out: data/spoilt/bad.ply: " in caplog.text
+    assert results_of("mine/spoilt", "skipped")["pre-training"]["about"]["data"]["train"]["clouds"] == 12
+    assert "SKIP_BAD: 1" in Path("experiments/mine/spoilt/skipped/config.yaml").read_text()
+
+
+def test_skip_bad_is_for_data_of_ones_own(here, capsys):
+    write_config(here, "pre-training/i2p", CONFIGS["pre-training/i2p"])
+    assert "--skip_bad leaves out files of your own data" in refuse(capsys, "pre-training/i2p", "--skip_bad", 1)
+
+
+def spoil(folder):
+    write(folder / "data/spoilt", *(f"{i}.npy" for i in range(12)), points=128)
+    (folder / "data/spoilt/bad.ply").write_text("ply\nformat ascii 1.0\nend_header\n")
+    write_config(folder, "mine/spoilt", changed(OWN, "data.ROOT", "data/spoilt"))
+
+
 # ---- one config ----
 
 

@@ -67,6 +67,7 @@ def test_defaults() -> None:
         "local_rank": None,
         "sync_bn": False,
         "save_features": None,
+        "skip_bad": None,
         "save_bank": None,
         "plug_in": None,
         "bank_ckpts": None,

@@ -189,6 +189,12 @@ def _build_parser() -> Parser:
     other.add_argument(
         "--bank_ckpts", type=_existing_file, metavar="FILE", help="with --plug_in: weights of that model, if it has any"
     )
+    other.add_argument(
+        "--skip_bad",
+        type=integer_from(0),
+        metavar="N",
+        help="with data of your own: leave out up to N unreadable files, and name them (SKIP_BAD in the config)",
+    )
     other.add_argument("--env", action="store_true", help="print versions, devices, kernels, data and weights found")
     other.add_argument(
         "--seed", type=integer_from(0, MAX_SEED), default=0, help="seed of every random draw (default: %(default)s)"

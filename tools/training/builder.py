@@ -83,6 +83,19 @@ def count_classes(config: dict[str, Any]) -> None:
     model[key] = len(names)
 
 
+def leave_out_bad(config: dict[str, Any], skip_bad: int | None) -> None:
+    """Write `--skip_bad`, if it is given, into the entries of data of one's own; ValueError if there are none."""
+    if skip_bad is None:
+        return
+    own = [entry for entry in config["dataset"].values() if entry["NAME"] == Folder.__name__]
+    if not own:
+        raise ValueError(
+            "--skip_bad leaves out files of your own data (NAME: Folder), and the config has none: drop it"
+        )
+    for entry in own:
+        entry["SKIP_BAD"] = skip_bad
+
+
 def require_classes(class_names: Sequence[str], name: str, mode: str) -> None:
     """Refuse data without classes, where a mode needs them."""
     if not class_names:
