@@ -1,6 +1,7 @@
 """The parts of the demo that are its own; its commands are those of tests/test_runs.py."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,8 @@ def test_a_seed_runs_every_step_and_reports_the_final_accuracies(config, model, 
 
 @pytest.mark.parametrize("code", [0, 3])
 def test_a_step_is_shown_and_ends_the_demo_where_it_fails(code, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "launch", lambda command: code)
+    launched = []
+    monkeypatch.setattr(demo, "launch", lambda command: launched.append(command) or code)
     flags = ("--exp_name", "run", "--seed", "7")
     if code:
         with pytest.raises(SystemExit, match="3"):
@@ -123,6 +125,7 @@ def test_a_step_is_shown_and_ends_the_demo_where_it_fails(code, monkeypatch, cap
         assert demo.run_step("fine-tune", *flags) == Path("experiments/demo/fine-tune/run")
     command = "python main.py --config cfgs/demo/fine-tune.yaml --exp_name run --seed 7"
     assert capsys.readouterr().out == f"\n$ {command}\n"
+    assert launched == [shlex.split(command)[2:]]
 
 
 def test_summary_has_mean_and_deviation_of_several_seeds():

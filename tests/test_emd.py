@@ -463,9 +463,10 @@ def test_transposed_shapes_are_checked():
         earth_mover_distance()(torch.zeros(1, 3, 4), torch.zeros(1, 4, 3), transpose=True)
 
 
-def test_the_module_is_not_the_function_of_its_name():
+@pytest.mark.parametrize(("clouds", "options"), [(2, {"transpose": False}), (2, {}), (0, {"transpose": False})])
+def test_the_module_is_not_the_function_of_its_name(clouds, options):
     with pytest.raises(TypeError, match=r"earth_mover_distance\(\)\(xyz1, xyz2, transpose=False\)"):
-        earth_mover_distance(torch.zeros(1, 4, 3), torch.zeros(1, 4, 3), transpose=False)
+        earth_mover_distance(*[torch.zeros(1, 4, 3)] * clouds, **options)
 
 
 def test_clouds_of_two_types_are_compared_in_the_more_precise_one():

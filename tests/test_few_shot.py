@@ -260,6 +260,13 @@ def test_the_command_draws_the_published_settings(tmp_path):
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*way*/*")) == sorted(names)
 
 
+def test_a_fold_has_twenty_test_clouds_a_class_unless_told_otherwise(tmp_path):
+    source = write_modelnet(tmp_path / "source", train=10, test=20, num_points=8)
+    write_folds(source, tmp_path, folds=1, num_points=8, ways=[5], shots=[10])
+    content = load_pickle(tmp_path / "5way_10shot/0.pkl")
+    assert [len(content[subset]) for subset in ("train", "test")] == [5 * 10, 5 * 20]
+
+
 # ---------------------------------------------------------------------------------------------------- runs
 
 CONFIG = {

@@ -140,6 +140,7 @@ def test_losses_and_gradients(golden, points, mask, mode):
     assert_figure(losses["loss_2d"], official["loss_2d"])
     assert_figure(losses["loss"], official["loss_3d"] + official["loss_2d"])
     assert [(~level.mask).sum(1).tolist() for level in levels] == official["visible_tokens"]
+    assert losses["visible_tokens"] == pytest.approx(np.mean(official["visible_tokens"][1]))
     for level, norm in zip(levels, official["encoder_out_norm"], strict=True):
         assert_figure(level.scattered().detach().norm(), norm)
     assert sum(p.grad is not None for p in model.parameters()) == official["n_params_with_grad"]

@@ -220,6 +220,12 @@ def test_scaled_gradients_are_clipped_by_their_true_norm():
     assert model.weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_products_are_of_the_precision_that_was_asked_for(amp, dtype):
+    with Precision(amp).autocast():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
 def test_gradients_that_are_not_finite_stay_as_they_are():
     model = nn.Linear(2, 1, bias=False)
     optimizer, precision = torch.optim.SGD(model.parameters(), lr=1.0), Precision("none")

@@ -155,7 +155,7 @@ def test_every_fold_has_the_seed_of_the_command(monkeypatch, tmp_path, seed):
     def run_fold(config: EasyDict, args: SimpleNamespace, part: str) -> None:
         trained.append((part, args.seed, args.resume))
 
-    settings = EasyDict({"max_epoch": 0, "dataset": {"train": {"DATA_PATH": "data"}, "test": {}}})
+    settings = EasyDict({"max_epoch": 0, "dataset": {"train": {"DATA_PATH": "data", "N_POINTS": 8}, "test": {}}})
     runner_few_shot.run(settings, arguments(seed=seed, way=5, shot=10, scratch_model=True), run_fold)
     assert trained == [(f"5way_10shot/fold{fold}", seed, False) for fold in range(10)]
 

@@ -118,6 +118,8 @@ def test_linear_svm(here, pretrained, config, flag, data, C):
     results = results_of(config, "probe")["linear SVM"]
     assert results["C"] == C
     assert data in results["protocol"]
+    assert results["about"]["checkpoint"] == results["checkpoint"] == str(checkpoint)
+    assert results["about"]["processes"] == 1
     for key in ("accuracy", "chosen_C_accuracy", "chosen_C_cross_validated_accuracy"):
         assert 0 <= results[key] <= 100
 

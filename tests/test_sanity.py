@@ -53,6 +53,7 @@ def warnings_of(caplog, model, config=None, **datasets):
 def test_nothing_is_said_of_what_is_right(caplog):
     assert warnings_of(caplog, CLASSIFIER, {"npoints": 8}, train=Clouds(), test=Clouds()) == []
     assert warnings_of(caplog, ENCODER, train=Clouds(), svm_train=Clouds(), svm_test=Clouds()) == []
+    assert warnings_of(caplog, ENCODER, train=Clouds(radius=9.5), svm_train=Clouds(radius=0.11)) == []
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,13 @@ def test_nothing_is_said_of_what_is_right(caplog):
             "dataset.test: the farthest point of cloud 0 is 0.01 from the origin, and 5 of the 5 clouds looked at "
             "are so far from the unit sphere, for which augmentation and released weights are made; scale them",
         ),
+        (
+            ENCODER, {}, {"train": Clouds(radius=10.5)},
+            "dataset.train: the farthest point of cloud 0 is 10.5 from the origin, and 5 of the 5 clouds looked at "
+            "are so far from the unit sphere, for which augmentation and released weights are made; scale them",
+        ),
     ],
-    ids=["head", "schedule", "npoints", "points", "class", "class of the SVM", "far", "near"],
+    ids=["head", "schedule", "npoints", "points", "class", "class of the SVM", "far", "near", "just too far"],
 )  # fmt: skip
 def test_what_is_wrong_is_said_in_a_line(caplog, model, config, datasets, expected):
     assert warnings_of(caplog, model, config, **{"train": Clouds(), **datasets}) == [expected]

@@ -178,6 +178,12 @@ def test_a_bank_chooses_without_the_test_split_unless_the_command_line_says_othe
     assert parse_args(bank).given == {"config", "test_bank"}
 
 
+def test_every_fold_and_either_split_can_be_chosen() -> None:
+    assert [parse_args([*CONFIG, "--scratch_model", "--fold", str(fold)]).fold for fold in range(10)] == [*range(10)]
+    splits = ["test", "val"]
+    assert [parse_args([*CONFIG, "--scratch_model", "--select_on", split]).select_on for split in splits] == splits
+
+
 def test_of_several_processes_the_first_says_what_is_wrong_with_the_command_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
