@@ -235,7 +235,7 @@ def _read_record(path: Path, url: str) -> Record:
     """What an earlier call has kept, if it is of the same url."""
     try:
         record = Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return Record(url)
     sound = isinstance(record.validator, str) and (record.size is None or type(record.size) is int)
     return record if record.url == url and sound else Record(url)

@@ -101,7 +101,7 @@ def read_index(path: Path) -> Index:
         index = Index(**content)
         if not _is_sound(index):
             raise ValueError("its entries do not fit together")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not an index of packed clouds of version {VERSION} ({error})") from error
     return index
 

@@ -103,7 +103,7 @@ class PackedParts:
             self.shapes = {name: Shape(*place) for name, place in content["shapes"].items()}
             rows = sum(shape.rows for shape in self.shapes.values())
             whole = content["version"] == VERSION and self.path.stat().st_size == rows * ROW
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index} is damaged ({error}); {self.way_out}") from error
         if not whole:
             raise ValueError(f"{self.path} is cut short, or of another version; {self.way_out}")

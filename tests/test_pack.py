@@ -236,7 +236,7 @@ def test_a_damaged_index_is_refused_with_the_way_out_and_made_anew(source, chang
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{"])
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{", b"[" * 100_000])
 def test_an_index_that_is_no_json_is_refused(source, content):
     packed(source)
     index_file(source[1]).write_bytes(content)

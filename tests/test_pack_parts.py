@@ -62,7 +62,7 @@ def test_a_damaged_shape_is_named(folder):  # noqa: F811
         check(folder)
 
 
-@pytest.mark.parametrize("change", ["cut", "version", "no json", "gone"])
+@pytest.mark.parametrize("change", ["cut", "version", "no json", "nested", "gone"])
 def test_a_damaged_pack_is_refused(folder, change):  # noqa: F811
     place = pack(folder)
     index = place / "index.json"
@@ -73,7 +73,7 @@ def test_a_damaged_pack_is_refused(folder, change):  # noqa: F811
     elif change == "gone":
         (place / "shapes.f32").unlink()
     else:
-        index.write_text("{")
+        index.write_text("[" * 100_000 if change == "nested" else "{")
     with pytest.raises(ValueError, match=r"run `python -m datasets\.pack_parts --root .*` again"):
         build_dataset(config(folder))
 

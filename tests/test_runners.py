@@ -85,7 +85,7 @@ def test_clouds_of_a_training_batch_share_the_places_of_the_points_that_are_draw
     kept = []
 
     def recorded(points: torch.Tensor, num_points: int, generator: torch.Generator, shared: bool = False) -> Any:
-        places = torch.arange(points.shape[1]).view(1, -1, 1).expand(len(points), -1, 3)
+        places = torch.arange(float(points.shape[1])).view(1, -1, 1).expand(len(points), -1, 3)
         state = generator.get_state()
         kept.append(random_subset(places, num_points, generator, shared)[..., 0])
         generator.set_state(state)

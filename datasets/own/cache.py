@@ -115,7 +115,7 @@ class PointsCache:
             if self.data.stat().st_size == rows * ROW and {*self.records, *self.unreadable} == set(self.paths):
                 return True
             reason = "it is cut short"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = str(error)
         logger.warning("%s cannot be used (%s) and is made anew", self.data, reason)
         return False

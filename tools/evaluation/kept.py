@@ -57,7 +57,7 @@ def load_arrays(
             arrays = [file[name] for name in names]
         if not isinstance(found, dict):
             raise ValueError("its origin is none")
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no {what.removeprefix('a ')} ({error}); {way_out}") from error
     now = json.loads(json.dumps(origin))
     for key in may_differ:
