@@ -260,6 +260,15 @@ def test_the_command_draws_the_published_settings(tmp_path):
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*way*/*")) == sorted(names)
 
 
+def test_the_command_reads_and_writes_where_the_shipped_configs_look(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_modelnet(Path("data"), train=20, test=1, num_points=8)
+    draw(["--folds", "1", "--points", "8", "--test", "1"])
+    assert sorted(path.name for path in Path("data/ModelNetFewshot").glob("*way*")) == [
+        "10way_10shot", "10way_20shot", "5way_10shot", "5way_20shot"
+    ]  # fmt: skip
+
+
 def test_a_fold_has_twenty_test_clouds_a_class_unless_told_otherwise(tmp_path):
     source = write_modelnet(tmp_path / "source", train=10, test=20, num_points=8)
     write_folds(source, tmp_path, folds=1, num_points=8, ways=[5], shots=[10])

@@ -151,6 +151,24 @@ def test_figures_by_others_stand_beside_the_published_ones():
 # what is there and what is missing
 
 
+def test_the_files_that_are_looked_for_are_the_published_ones():
+    lists = [f"train_test_split/shuffled_{split}_file_list.json" for split in ("train", "val", "test")]
+    hardest = "main_split/{}_objectdataset_augmentedrot_scale75.h5"
+    assert {name: list(data.files) for name, data in DATA_SETS.items() if not name.startswith("few-shot")} == {
+        "ShapeNet-55": ["ShapeNet-55/train.txt", "shapenet_pc/*.npy|shapenet_pc.packed/index.json"],
+        "ModelNet40 (SVM)": ["ply_data_train*.h5", "ply_data_test*.h5"],
+        "ModelNet40": [
+            "modelnet40_shape_names.txt",
+            "modelnet40_train_8192pts_fps.dat|modelnet40_train.txt",
+            "modelnet40_test_8192pts_fps.dat|modelnet40_test.txt",
+        ],
+        "scan_obj-bg": ["main_split/training_objectdataset.h5", "main_split/test_objectdataset.h5"],
+        "scan_obj": ["main_split_nobg/training_objectdataset.h5", "main_split_nobg/test_objectdataset.h5"],
+        "scan_pb": [hardest.format("training"), hardest.format("test")],
+        "ShapeNetPart": ["synsetoffset2category.txt", *lists],
+    }
+
+
 def test_what_is_missing_is_named_with_its_way_out(here, capsys):
     assert main(["--plan", "--only", "I2P-MAE.finetune.scan_pb"]) == 0
     text = capsys.readouterr().out
