@@ -72,6 +72,7 @@ def test_every_category_counts_alike(monkeypatch):
 
 def test_the_lowest_distance_and_the_highest_accuracy_are_the_best():
     assert [DISTANCE.better(1.0, 2.0), DISTANCE.better(2.0, 1.0), DISTANCE.better(1.0, 1.0)] == [True, False, False]
+    assert [ACCURACY.shown(12.345), DISTANCE.shown(12.345)] == ["12.35 %", "12.35"]
     assert [ACCURACY.better(1.0, 2.0), ACCURACY.better(2.0, 1.0), ACCURACY.better(1.0, 1.0)] == [False, True, False]
 
 

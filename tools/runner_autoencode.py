@@ -23,7 +23,7 @@ from utils.tables import format_table
 
 MODE = "autoencoding"
 REQUIRED = (*TO_TRAIN, "temp", "kldweight", "dataset.test")
-DISTANCE = Measure("CDL1", SCORES["CDL1"], lowest=True)
+DISTANCE = Measure("CDL1", "", lowest=True)
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         def evaluate() -> float:
             return reconstruction_scores(model, test_loader, device, args.seed)[DISTANCE.name]
 
-        protocol = f"{DISTANCE.unit} on {test_split(config)}"
+        protocol = f"{SCORES[DISTANCE.name]} on {test_split(config)}"
         trainer = Trainer(config, args, run, network, loader, step, evaluate, protocol, measure=DISTANCE)
         return run.finish(trainer.fit())
 

@@ -18,7 +18,7 @@ class Measure:
 
     Attributes:
         name: in results.json, after best_ and final_.
-        unit: behind the value.
+        unit: behind the value; empty where the protocol says it.
         lowest: the lowest value is the best, not the highest.
     """
 
@@ -32,7 +32,7 @@ class Measure:
 
     def shown(self, value: float) -> str:
         """A value with its unit."""
-        return f"{value:.2f} {self.unit}"
+        return f"{value:.2f} {self.unit}".rstrip()
 
 
 ACCURACY = Measure("accuracy", "%")
