@@ -210,6 +210,16 @@ def test_without_a_command_line_it_says_what_can_be_done(empty, capsys, there, s
     assert len(text.splitlines()) <= 7
 
 
+def test_nothing_is_fine_tuned_from_a_tokenizer(empty, capsys):
+    run = "experiments/point-bert/dvae/demo"
+    touch("data/a/x", f"{run}/ckpt-last.pth")
+    Path(run, "config.yaml").write_text("model:\n  NAME: DiscreteVAE\n")
+    main.main([])
+    text = capsys.readouterr().out
+    assert f"runs in experiments/: {run}" in text
+    assert "fine-tune" not in text
+
+
 def test_what_is_offered_parses_and_its_configs_are_shipped(empty):
     from utils.config import load_config
     from utils.parser import parse_args

@@ -1,10 +1,12 @@
 """`python main.py` alone: what can be done next with what is on this disk. Imports no PyTorch, so that it is quick."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from tools.training.modes import CHECKPOINTS, DATA, EXPERIMENTS
 
 SHOWN = 3  # of a kind
+TOKENIZER = "NAME: DiscreteVAE"  # in the config of a run from which nothing is fine-tuned
 PRE_TRAINING_DATA = DATA / "ShapeNet55-34"
 PRE_TRAIN = "python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pre-train"
 FINE_TUNE = "python main.py --config cfgs/fine-tuning/modelnet40.yaml --finetune_model --exp_name finetune --ckpts {}"
@@ -19,7 +21,11 @@ def report() -> str:
     found = {f"data in {DATA}/": data, f"weights in {CHECKPOINTS}/": weights, f"runs in {EXPERIMENTS}/": runs}
     lines = [f"{where}: {_some(names)}" for where, names in found.items()]
     return "\n".join(
-        [*lines, *_next_steps(bool(data), weights, runs), "python main.py --help lists every mode and flag"]
+        [
+            *lines,
+            *_next_steps(bool(data), weights, list(filter(_has_encoder, runs))),
+            "python main.py --help lists every mode and flag",
+        ]
     )
 
 
@@ -43,6 +49,12 @@ def _start(weights: list[str], runs: list[str]) -> str:
     """Weights to fine-tune: of a pre-training, if one is there."""
     files = [*weights, *(f"{run}/ckpt-last.pth" for run in runs)]
     return next((file for file in files if "pre-train" in file), files[0])
+
+
+def _has_encoder(run: str) -> bool:
+    """Whether a classifier could start from the weights of a run."""
+    config = Path(run, "config.yaml")
+    return not (config.is_file() and TOKENIZER in config.read_text(encoding="utf-8"))
 
 
 def _some(names: list[str]) -> str:
