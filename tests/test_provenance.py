@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.data import Dataset
 
 from datasets import build_dataset
@@ -11,8 +12,10 @@ from datasets.draws import Shuffled
 from datasets.holdout import Part
 from datasets.origin import origin_of
 from datasets.sources import SOURCES
-from datasets.synthetic import write_modelnet, write_scanobjectnn
-from tests.playground import CONFIGS, make_playground, run, write_config
+from datasets.synthetic import write_modelnet, write_scanobjectnn, write_shapenetpart
+from models import build_model
+from tests.playground import CONFIGS, PART_DATA, SVM_DATA, make_playground, run, write_config
+from tests.test_autoencode import CONFIG as AUTOENCODING
 from tools.training import provenance
 
 
@@ -147,11 +150,20 @@ def test_own_data_are_nobodys(caplog):
 
 # ---- runs ----
 
+POINT_NN = {"NAME": "Point_NN", "stages": 2, "dim": 12, "k": 8}
+CONFIGS_HERE = {
+    **{name: CONFIGS[name] for name in ("fine-tuning/modelnet", "pre-training/m2ae")},
+    "point-nn/bank": {"dataset": SVM_DATA, "model": POINT_NN},
+    "point-nn/parts": {"dataset": PART_DATA, "model": {**POINT_NN, "neighbours": 3}},
+    "point-bert/dvae": AUTOENCODING,
+}
+
 
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
-    names = ("fine-tuning/modelnet", "pre-training/m2ae")
-    return make_playground(tmp_path_factory.mktemp("playground"), {name: CONFIGS[name] for name in names})
+    folder = make_playground(tmp_path_factory.mktemp("playground"), CONFIGS_HERE, modelnet=12)
+    write_shapenetpart(folder / "data", classes=["chair", "mug"], train=2, test=1, num_points=96)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -165,12 +177,27 @@ def playground(tmp_path_factory):
             ["--test_svm", "modelnet40", "--ckpts"],
             "40, .h5 (dataset: svm_train, svm_test)",
         ),
+        ("point-nn/bank", ["--test_bank"], "40, .h5 (dataset: svm_train, svm_test)"),
+        ("point-nn/parts", ["--test_bank"], "ShapeNetPart (dataset: train, test)"),
+        ("point-bert/dvae", ["--dry_run"], "ShapeNet-55 (dataset: train, test)"),
+        ("point-bert/dvae", ["--test", "--ckpts"], "ShapeNet-55 (dataset: test)"),
+        (
+            "fine-tuning/modelnet",
+            ["--test", "--plug_in", "cfgs/point-nn/bank.yaml", "--ckpts"],
+            "normals (dataset: test)",
+        ),
     ],
-    ids=["pre-training", "training", "test", "linear SVM"],
+    ids=[
+        *("pre-training", "training", "test", "linear SVM", "bank", "prototypes"),
+        *("autoencoding", "test of an autoencoder", "plug-in"),
+    ],
 )
 def test_a_run_says_it_in_one_line(here, capfd, config, flags, named):
     if "--ckpts" in flags:
-        if config.startswith("fine"):
+        if config.startswith("point-bert"):
+            checkpoint = here / "weights.pth"
+            torch.save({"base_model": build_model(CONFIGS_HERE[config]["model"]).state_dict()}, checkpoint)
+        elif config.startswith("fine"):
             checkpoint = here / "experiments/fine-tuning/modelnet/made/ckpt-last.pth"
             if not checkpoint.exists():
                 assert run(config, "--scratch_model", "--exp_name", "made") == 0

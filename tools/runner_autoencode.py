@@ -9,7 +9,7 @@ from torch import Tensor
 from datasets.transforms import AUGMENTATIONS
 from models import build_model
 from tools.evaluation.reconstruction import SCORES, reconstruction_scores
-from tools.training import sanity
+from tools.training import provenance, sanity
 from tools.training.annealing import KL_BEGINS, annealed
 from tools.training.builder import evaluation_loader, parallel, test_split, training_loader
 from tools.training.modes import TO_TRAIN
@@ -53,9 +53,11 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader, test_loader = training_loader(config, args), evaluation_loader(config, "test", args)
-        run.note_data(train=loader.dataset, test=test_loader.dataset)
+        data = {"train": loader.dataset, "test": test_loader.dataset}
+        run.note_data(**data)
         model = build_model(config["model"]).to(device)
-        sanity.warn(config, model, train=loader.dataset, test=test_loader.dataset)
+        sanity.warn(config, model, **data)
+        provenance.warn(config, **data)
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
         batches = len(loader)  # of a whole epoch: none has begun
@@ -89,6 +91,7 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         model = build_model(config["model"]).to(device)
         run.note_weights(load_weights(model, args.ckpts, strict=True))
         run.note_data(test=loader.dataset)
+        provenance.warn(config, test=loader.dataset)
         scores = reconstruction_scores(model, loader, device, args.seed)
         protocol = f"rebuilt shapes of {test_split(config)}, mean over categories"
         rows = [[title, scores[name]] for name, title in SCORES.items()]

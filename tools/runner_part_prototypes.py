@@ -6,6 +6,7 @@ from typing import Any
 
 from tools.evaluation.prototypes import GAMMA, PrototypeSegmenter, build_bank
 from tools.evaluation.segmentation import SCORES, measure, score_table
+from tools.training import provenance
 from tools.training.builder import build_network, evaluation_loader, test_split
 from tools.training.modes import PART_PROTOTYPES
 from tools.training.run import open_run
@@ -39,7 +40,9 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         known, queries = (evaluation_loader(config, split, args) for split in ("train", "test"))
-        run.note_data(train=known.dataset, test=queries.dataset)
+        data = {"train": known.dataset, "test": queries.dataset}
+        run.note_data(**data)
+        provenance.warn(config, **data)
         encoder = build_network(config["model"], "encode_points", MODE).to(device)
         bank = build_bank(encoder, known, device)
         logger.info("%d prototypes of %d shapes", len(bank), len(known.dataset))

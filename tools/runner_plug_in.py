@@ -13,6 +13,7 @@ from tools.evaluation.bank_encoder import Seen, build_encoder, first_points, mak
 from tools.evaluation.classification import check_channels, check_labels, sample_farthest
 from tools.evaluation.inference import evaluate, extract_features
 from tools.evaluation.plug_in import Clouds, measure
+from tools.training import provenance
 from tools.training.builder import (
     HELD_OUT,
     build_network,
@@ -63,6 +64,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         kept, held = held_out_loaders(config, args, seed)
         test = evaluation_loader(config, "test", args)
         run.note_data(bank=kept.dataset, held_out=held.dataset, test=test.dataset)
+        provenance.warn(config, test=test.dataset)
         model = build_network(config["model"], "num_classes", MODE).to(device)
         check_labels(model, kept, test)
         check_channels(kept, test)

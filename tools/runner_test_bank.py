@@ -13,6 +13,7 @@ from tools.evaluation.bank_encoder import build_encoder, make_bank, seen_points
 from tools.evaluation.classification import check_channels
 from tools.evaluation.features import svm_loaders, without_teacher
 from tools.evaluation.inference import extract_features
+from tools.training import provenance
 from tools.training.modes import MEMORY_BANK
 from tools.training.run import Run, open_run
 from utils.device import choose_device
@@ -49,7 +50,9 @@ def run(config: dict[str, Any], args: Namespace, part: str = "") -> dict[str, An
         train, test = svm_loaders(config, args)
         check_channels(train, test)
         _check_classes(train.dataset, test.dataset)
-        run.note_data(svm_train=train.dataset, svm_test=test.dataset)
+        data = {"svm_train": train.dataset, "svm_test": test.dataset}
+        run.note_data(**data)
+        provenance.warn(config, **data)
         model, report = build_encoder(config["model"], args.ckpts, MODE, "--ckpts")
         protocol = f"memory bank on {name_of_entry(config['dataset']['svm_test'])}, test split"
         title = protocol
