@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets.fetch import download, sha256_of
+from datasets.fetch import download
 from datasets.hints import check_source
 from datasets.sources import SOURCES, Source
 from utils.command import Parser, run_command
-from utils.files import make_folder
+from utils.files import make_folder, sha256_of
 
 logger = logging.getLogger(__name__)
 

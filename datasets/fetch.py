@@ -1,7 +1,6 @@
 """A file from a server: resumed, never mixed from two versions, and with its checksum beside it. Needs no PyTorch."""
 
 import fcntl
-import hashlib
 import http.client
 import json
 import logging
@@ -21,7 +20,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from utils.files import atomic_write, make_folder, writing
+from utils.files import atomic_write, make_folder, sha256_of, writing
 
 logger = logging.getLogger(__name__)
 
@@ -244,11 +243,3 @@ def _read_record(path: Path, url: str) -> Record:
 def _write_record(path: Path, record: Record) -> None:
     with atomic_write(path) as file:
         file.write((json.dumps(asdict(record), indent=1) + "\n").encode())
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

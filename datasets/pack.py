@@ -20,7 +20,7 @@ from datasets.packed import SUBSETS, Index, PackedClouds, index_file, pack_again
 from datasets.untrusted import check_count, read_npy, require_folder, require_listed, safe_join
 from utils.command import Parser, run_command
 from utils.config import load_config
-from utils.files import atomic_write, make_folder, writing
+from utils.files import atomic_write, make_folder, size_and_date, writing
 from utils.logger import progress
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def check(data_path: str, pc_path: str, n_points: int) -> None:
         )
     files = {name: safe_join(Path(pc_path), name) for name in index.sources}
     present = {name: file for name, file in files.items() if file.is_file()}
-    changed = [name for name, file in present.items() if _stat(file) != index.sources[name]]
+    changed = [name for name, file in present.items() if list(size_and_date(file)) != index.sources[name]]
     if changed:
         raise ValueError(
             f"{len(changed)} files of {pc_path} have another size or date than when they were packed, first "
@@ -108,14 +108,8 @@ def _plan(data_path: str, pc_path: str, n_points: int, chunk: int) -> Index:
     lists = {subset: read_list(lists_folder / f"{subset}.txt") for subset in SUBSETS}
     files = {name: safe_join(folder, name) for name in chain(*lists.values())}
     require_listed(list(files.values()), lists_folder, "PC_PATH")
-    sources = {name: _stat(file) for name, file in files.items()}
+    sources = {name: list(size_and_date(file)) for name, file in files.items()}
     return Index(n_points, check_count(chunk, "chunk"), lists, sources, [])
-
-
-def _stat(file: Path) -> list[int]:
-    """Size in bytes and time of modification in ns."""
-    status = file.stat()
-    return [status.st_size, status.st_mtime_ns]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from datasets.packed_parts import VERSION, PackedParts, Shape, pack_again, pack_
 from datasets.sources import SOURCES
 from datasets.untrusted import require_folder, require_listed
 from utils.command import Parser, run_command
-from utils.files import atomic_write, locked, make_folder
+from utils.files import atomic_write, locked, make_folder, size_and_date
 from utils.logger import progress
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def pack(root: Path) -> Path:
             first = 0
             for name, (path, category) in progress(files.items(), "packing (shapes)"):
                 rows = read_shape(path, category, entry)
-                shapes[name] = Shape(first, len(rows), zlib.crc32(rows.data), *_stat(path))
+                shapes[name] = Shape(first, len(rows), zlib.crc32(rows.data), *size_and_date(path))
                 out.write(rows.data)
                 first += len(rows)
         content = {"version": VERSION, "shapes": {name: astuple(shape) for name, shape in shapes.items()}}
@@ -72,14 +72,14 @@ def check(root: Path) -> None:
         packed[name]
     present = [name for name in packed.shapes if (root / f"{name}.txt").is_file()]
     stats = {name: (packed.shapes[name].size, packed.shapes[name].mtime) for name in present}
-    if changed := [name for name in present if _stat(root / f"{name}.txt") != stats[name]]:
+    if changed := [name for name in present if size_and_date(root / f"{name}.txt") != stats[name]]:
         raise ValueError(
             f"{len(changed)} files of {root} have another size or date than when they were packed, first {changed[0]}; "
             f"{packed.way_out}"
         )
     logger.info(
         "%s: %d shapes are whole; %d of their files are gone",
-        *(packed.path.parent, len(packed.shapes), len(packed.shapes) - len(present)),
+        *(packed.data.parent, len(packed.shapes), len(packed.shapes) - len(present)),
     )
 
 
@@ -95,11 +95,6 @@ def listed(root: Path, entry: Entry, there: bool = True) -> dict[str, tuple[Path
             require_listed(files, listing, entry)
         found |= {shape_name(path): (path, category) for path, category in zip(files, categories, strict=True)}
     return found
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def main(argv: Sequence[str] | None = None) -> None:

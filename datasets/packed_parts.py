@@ -7,21 +7,18 @@ which is written last and says which rows belong to which shape. `python -m data
 import json
 import os
 import shlex
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from datasets.hints import Entry
+from datasets.mapped import MappedRows
 from datasets.published import CATEGORIES, PARTS
 from datasets.untrusted import read_table
 
 VERSION = 1
-COLUMNS = 4  # of a row: x, y, z, part
-ROW = 4 * COLUMNS  # bytes
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,8 @@ def read_shape(path: Path, category: int, entry: Entry) -> np.ndarray:
     return np.ascontiguousarray(rows[:, [0, 1, 2, 6]], dtype="<f4")
 
 
-class PackedParts:
-    """The shapes of a pack. Pickles without the data: each process opens the file.
+class PackedParts(MappedRows):
+    """The shapes of a pack.
 
     Args:
         root: folder of the data set; there must be a pack of it.
@@ -95,42 +92,34 @@ class PackedParts:
         ValueError: if the pack is damaged.
     """
 
+    columns = 4  # x, y, z, part
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.path, self.way_out = pack_folder(root) / "shapes.f32", pack_again(root)
-        index = self.path.with_name("index.json")
+        self.data, self.way_out = pack_folder(root) / "shapes.f32", pack_again(root)
+        index = self.data.with_name("index.json")
         try:
             content = json.loads(index.read_text(encoding="utf-8"))
             self.shapes = {name: Shape(*place) for name, place in content["shapes"].items()}
             rows = sum(shape.rows for shape in self.shapes.values())
-            whole = content["version"] == VERSION and self.path.stat().st_size == rows * ROW
+            whole = content["version"] == VERSION and self.holds(rows)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index} is damaged ({error}); {self.way_out}") from error
         if not whole:
-            raise ValueError(f"{self.path} is cut short, or of another version; {self.way_out}")
-        self._rows: np.ndarray | None = None
+            raise ValueError(f"{self.data} is cut short, or of another version; {self.way_out}")
 
     @classmethod
     def of(cls, root: str | os.PathLike[str]) -> "PackedParts | None":
         """Open the pack of a folder, if there is one."""
         return cls(root) if (pack_folder(root) / "index.json").is_file() else None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": None}  # a memory map would be pickled with all its data
-
     def require(self, names: Sequence[str], listing: Path) -> None:
         """Check that the pack has the shapes that a list names; ValueError if not."""
         if missing := [name for name in names if name not in self.shapes]:
             raise ValueError(
-                f"{len(missing)} of the {len(names)} shapes listed in {listing} are not in {self.path.parent}, first "
+                f"{len(missing)} of the {len(names)} shapes listed in {listing} are not in {self.data.parent}, first "
                 f"{missing[0]}; {self.way_out}"
             )
 
     def __getitem__(self, name: str) -> np.ndarray:
         """Read a shape: (n, 4) float32, a copy; ValueError if its bytes have changed."""
-        if self._rows is None:
-            self._rows = np.memmap(self.path, "<f4", "r").reshape(-1, COLUMNS)
-        shape = self.shapes[name]
-        rows = np.array(self._rows[shape.first : shape.first + shape.rows])
-        if zlib.crc32(rows.data) != shape.crc:
-            raise ValueError(f"{self.path} is damaged at {name}; {self.way_out}")
-        return rows
+        return self.take(name, self.shapes[name], self.way_out)

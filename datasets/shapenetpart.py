@@ -61,7 +61,7 @@ class ShapeNetPart(DrawnDataset):
         self.class_names = CATEGORIES
         self.packed = PackedParts.of(root)
         if self.packed is not None:
-            logger.info("reading the packed shapes %s", self.packed.path)
+            logger.info("reading the packed shapes %s", self.packed.data)
         self.files: list[Path] = []
         labels: list[int] = []
         for split in SPLITS[subset]:

@@ -23,11 +23,12 @@ from tools.training.builder import (
     test_split,
 )
 from tools.training.modes import PLUG_IN
-from tools.training.run import file_hash, open_run
+from tools.training.run import open_run
 from utils.checkpoint import load_weights, read_checkpoint
 from utils.config import load_config
 from utils.device import choose_device
 from utils.distributed import on_main
+from utils.files import sha256_of
 from utils.seed import seed_everything
 from utils.tables import format_table
 
@@ -90,7 +91,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             "checkpoint": str(args.ckpts),
             "bank_config": str(args.plug_in),
             "bank_checkpoint": str(args.bank_ckpts) if args.bank_ckpts else None,
-            "bank_checkpoint_sha256": file_hash(args.bank_ckpts) if args.bank_ckpts else None,
+            "bank_checkpoint_sha256": sha256_of(args.bank_ckpts) if args.bank_ckpts else None,
             "chosen_on": chosen_on,
             **on_main(lambda: measure(bank, held_clouds, test_clouds)),
         }

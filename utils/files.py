@@ -1,7 +1,8 @@
-"""Files that are either whole or absent, and folders that one process has to itself."""
+"""Files that are whole or absent, folders that one process has to itself, and what tells one file from another."""
 
 import errno
 import fcntl
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -117,3 +118,18 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
             file.truncate(0)
             file.write(holder.encode())
         yield
+
+
+def size_and_date(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of modification in ns of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

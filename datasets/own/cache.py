@@ -17,16 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from datasets.mapped import MappedRows
 from datasets.own.formats import MissingLibrary, read_points
 from extensions.cuda_runtime import cache_folder
-from utils.files import atomic_write, locked, make_folder
+from utils.files import atomic_write, locked, make_folder, size_and_date
 from utils.logger import progress
 from utils.seed import mixed_seed
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # raise it when the same file gives other points
-ROW = 12  # bytes
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Record:
     extents: tuple[float, float, float]
 
 
-class PointsCache:
-    """The points of files, read once. Pickles without the data: each process opens the file.
+class PointsCache(MappedRows):
+    """The points of files, read once.
 
     Args:
         root: what the config names: the cache stands beside it or, where nothing can be written there, in the folder of
@@ -70,13 +70,15 @@ class PointsCache:
         MissingLibrary: if a library has to be installed.
     """
 
+    columns = 3
+
     def __init__(
         self, root: str | os.PathLike[str], folder: Path, paths: Sequence[str], n_points: int, centred: bool, seed: int
     ) -> None:
         self.folder, self.paths = folder, paths
         self.n_points, self.centred, self.seed = n_points, centred, seed
         settings = _digest([VERSION, n_points, centred, seed])
-        name = f"points-{settings}-{_digest([[path, *_stat(folder / path)] for path in paths])}"
+        name = f"points-{settings}-{_digest([[path, *size_and_date(folder / path)] for path in paths])}"
         places = _places(Path(os.path.abspath(root)))
         if not any(self._load(place / name) for place in places):
             place = places[0] if _is_writable(places[0]) else places[1]
@@ -87,20 +89,10 @@ class PointsCache:
                         old.unlink()
                     self._make()
                     assert self._load(place / name)
-        self._rows: np.ndarray | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": None}  # a memory map would be pickled with all its data
 
     def __getitem__(self, path: str) -> np.ndarray:
         """Read the points kept of a file: (N, 3) float32, a copy; ValueError if they have changed since."""
-        if self._rows is None:
-            self._rows = np.memmap(self.data, "<f4", "r").reshape(-1, 3)
-        record = self.records[path]
-        points = np.array(self._rows[record.first : record.first + record.rows])
-        if zlib.crc32(points.data) != record.crc:
-            raise ValueError(f"{self.data} is damaged at {path}; delete {self.data.parent}, and it is made anew")
-        return points
+        return self.take(path, self.records[path], f"delete {self.data.parent}, and it is made anew")
 
     def _load(self, path: Path) -> bool:
         """Read the index, if there is one; return whether it and the file of the points are whole."""
@@ -112,7 +104,7 @@ class PointsCache:
             self.records = {path: Record(**record) for path, record in content["records"].items()}
             self.unreadable: dict[str, str] = content["unreadable"]
             rows = sum(record.rows for record in self.records.values())
-            if self.data.stat().st_size == rows * ROW and {*self.records, *self.unreadable} == set(self.paths):
+            if self.holds(rows) and {*self.records, *self.unreadable} == set(self.paths):
                 return True
             reason = "it is cut short"
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -155,12 +147,6 @@ def _places(root: Path) -> tuple[Path, Path]:
 
 def _is_writable(folder: Path) -> bool:
     return os.access(folder if folder.is_dir() else folder.parent, os.W_OK)
-
-
-def _stat(file: Path) -> tuple[int, int]:
-    """Size in bytes and time of modification in ns."""
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def _digest(value: Any) -> str:

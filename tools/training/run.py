@@ -23,7 +23,7 @@ from utils.checkpoint import LoadReport, read_checkpoint, remove_unfinished
 from utils.config import save_config
 from utils.device import choose_device, device_name
 from utils.distributed import is_main, on_main, restarted, world_size
-from utils.files import atomic_write, locked, make_folder, writing
+from utils.files import atomic_write, locked, make_folder, sha256_of, writing
 from utils.logger import setup_logger
 from utils.tables import markdown_table
 
@@ -288,7 +288,7 @@ def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         "config": str(args.config),
         "config_sha256": hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest(),
         "checkpoint": str(checkpoint) if checkpoint else None,
-        "checkpoint_sha256": file_hash(checkpoint) if checkpoint else None,
+        "checkpoint_sha256": sha256_of(checkpoint) if checkpoint else None,
         **({"seeds": args.seeds} if args.seeds else {"seed": args.seed}),
         "precision": args.amp,
         **({} if evaluates else {"select_on": args.select_on}),
@@ -297,15 +297,6 @@ def describe(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "began": f"{datetime.now():%Y-%m-%d %H:%M:%S}",
     }
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _values(results: dict[str, Any]) -> str:
