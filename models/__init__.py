@@ -8,6 +8,7 @@ from torch import nn
 
 from models.classifier import Classifier
 from models.discrete_vae import DiscreteVAE
+from models.feature_encoder import Encoder, load_encoder
 from models.i2p_mae import I2P_MAE
 from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
@@ -16,6 +17,8 @@ from models.point_nn import Point_NN
 from models.point_transformer import PointTransformer
 from models.point_transformer_segmenter import PointTransformerSegmenter
 from utils.settings import check_name, check_settings
+
+__all__ = ["MODELS", "Encoder", "build_model", "check_model_config", "load_encoder"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "I2P_MAE": I2P_MAE,

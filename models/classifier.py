@@ -1,14 +1,15 @@
 """The downstream classifier: the unmasked encoder, pooled, under a small head."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.encoded import Encoded, encoded
 from models.encoder import HierarchicalEncoder, check_encoder
 from models.loading import CLASSIFIER_HEAD, loading_rules
-from models.tokenizer import group_levels
+from models.tokenizer import Group, group_levels
 
 
 class Classifier(nn.Module):
@@ -28,6 +29,7 @@ class Classifier(nn.Module):
     """
 
     loading = loading_rules(new=CLASSIFIER_HEAD)
+    encoder_parts: ClassVar = ("h_encoder", "norm")
 
     def __init__(
         self,
@@ -63,8 +65,13 @@ class Classifier(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         """Classify (B, N, 3) points; returns logits (B, num_classes)."""
         groups = group_levels(points, self.num_groups, self.group_sizes)
-        tokens = self.norm(self.h_encoder.forward_all(groups, self.local_radius)[-1])  # (B, G_2, C)
-        return self.cls_head_finetune(self.pool(tokens))
+        return self.cls_head_finetune(self.encode_groups(groups).feature)
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """Tokens of all levels, the top ones normalised, and what the head sees of them."""
+        *finer, top = self.h_encoder.forward_all(groups, self.local_radius)
+        tokens = self.norm(top)  # (B, G_2, C)
+        return encoded(self.pool(tokens), [*finer, tokens], groups)
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Pool (B, G, C) tokens to (B, C), or (B, 2C) where mean and max are concatenated."""

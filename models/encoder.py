@@ -111,6 +111,29 @@ class HierarchicalEncoder(nn.Module):
             levels.append(EncodedLevel(visible, packing, mask))
         return levels
 
+    def forward_reached(self, groups: Sequence[Group]) -> tuple[list[Tensor], list[Tensor]]:
+        """What `forward` computes under an empty mask in evaluation mode, without packing: shapes depend on no values.
+
+        Hidden tokens are transformed too, but no visible one sees them, nor is merged from them.
+
+        Args:
+            groups: per level, fine to coarse.
+
+        Returns:
+            Per level, fine to coarse, (B, G, C) tokens after the level's norm, zeros where hidden, and (B, G) bool,
+            True = visible. A finer token that is in no visible coarser group is hidden. Padding never acts.
+        """
+        levels: list[Tensor] = []
+        empty = torch.zeros_like(groups[-1].index[..., 0], dtype=torch.bool)
+        visible = [~mask for mask in propagate_mask(empty, [group.index for group in groups])]
+        tokens: Tensor | None = None
+        for level, (group, seen) in enumerate(zip(groups, visible, strict=True)):
+            position = self.encoder_pos_embeds[level](group.centers)
+            tokens = self.encoder_blocks[level](self._embed(level, group, tokens), position, seen[:, None, None, :])
+            normed = tokens if self.encoder_norms is None else self.encoder_norms[level](tokens)
+            levels.append(normed.masked_fill(~seen.unsqueeze(-1), 0))
+        return levels, visible
+
     def forward_all(self, groups: Sequence[Group], local_radius: Sequence[float]) -> list[Tensor]:
         """Encode with every token visible, as the downstream models do.
 

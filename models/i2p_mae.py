@@ -157,9 +157,9 @@ class I2P_MAE(MaskedAutoencoder):
         error = F.mse_loss(predicted.to(target.dtype), target.flatten(2), reduction="none").mean(2)  # (B, L)
         return masked_mean(error, packing.valid)
 
-    def encode(self, points: Tensor) -> Tensor:
-        """The linear probe's feature, (B, C): max over the top-level tokens. Needs no teacher."""
-        return self.encode_unmasked(points).amax(1)
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The linear probe's feature, (B, C): max over the top-level tokens."""
+        return tokens.amax(1)
 
     @torch.no_grad()
     def reconstruct(self, points: Tensor, coarse_mask: Tensor | None = None) -> dict[str, Tensor]:

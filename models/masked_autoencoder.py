@@ -1,11 +1,13 @@
 """What the hierarchical pre-training models share: grouping, masked encoder, decoder, 3D loss (Point-M2AE)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from extensions.chamfer_dist import chamfer
+from models.encoded import Encoded, encoded
 from models.encoder import EncodedLevel, HierarchicalEncoder, check_encoder
 from models.initialisation import init_xavier_uniform
 from models.loading import loading_rules
@@ -34,6 +36,7 @@ class MaskedAutoencoder(nn.Module):
     """
 
     loading = loading_rules()
+    encoder_parts: ClassVar = ("h_encoder",)
 
     def __init__(
         self,
@@ -145,6 +148,19 @@ class MaskedAutoencoder(nn.Module):
         groups = self.group(points)
         empty = torch.zeros(points.shape[0], self.num_groups[-1], dtype=torch.bool, device=points.device)
         return self.h_encoder(groups, empty)[-1].tokens
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The linear probe's feature, (B, C), of (B, G_2, C) top-level tokens; a subclass says how."""
+        raise NotImplementedError
+
+    def encode(self, points: Tensor) -> Tensor:
+        """The linear probe's feature, (B, C). Needs no teacher."""
+        return self.pool(self.encode_unmasked(points))
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """Tokens of all levels and the feature, as `encode` of each cloud alone."""
+        tokens, visible = self.h_encoder.forward_reached(groups)
+        return encoded(self.pool(tokens[-1]), tokens, groups, visible)
 
     def reconstruction(self, head: PointwiseConv, groups: Sequence[Group], mask: Tensor) -> dict[str, Tensor]:
         """True and predicted neighbourhoods of the level-1 tokens, for looking at.

@@ -1,16 +1,18 @@
 """The part segmenter: tokens of all levels are carried back to the points, each of which gets a part."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoded import Encoded, encoded
 from models.encoder import HierarchicalEncoder, check_encoder
 from models.loading import SEGMENTER_HEAD, loading_rules
 from models.propagation import PointPropagation
 from models.segmenter import CATEGORY_DIM, Segmenter, category_embedding, check_segmenter, log_probabilities
-from models.tokenizer import group_levels
+from models.tokenizer import Group, group_levels
 
 HEAD_DIMS = (1024, 512, 256)
 
@@ -31,6 +33,7 @@ class PartSegmenter(Segmenter):
     """
 
     loading = loading_rules(new=SEGMENTER_HEAD)
+    encoder_parts: ClassVar = ("h_encoder",)
 
     def __init__(
         self,
@@ -83,6 +86,11 @@ class PartSegmenter(Segmenter):
         x = F.relu(self.bns2(self.convs2(x)), inplace=True)
         x = F.relu(self.bns3(self.convs3(x)), inplace=True)
         return log_probabilities(self.convs4(x))
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """Tokens of all levels, normalised, and mean plus max over the top ones."""
+        tokens = self.h_encoder.forward_all(groups, self.local_radius)
+        return encoded(tokens[-1].mean(1) + tokens[-1].amax(1), tokens, groups)
 
     def point_features(self, points: Tensor) -> Tensor:
         """Features of every point from the tokens of all levels, (B, local_dim, N)."""

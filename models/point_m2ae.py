@@ -57,9 +57,8 @@ class Point_M2AE(MaskedAutoencoder):
         loss_3d = self.loss_3d(self.rec_head, decoded, groups[1], encoded[1].mask)
         return {"loss": loss_3d, "loss_3d": loss_3d, "visible_tokens": visible_tokens(encoded[1].mask)}
 
-    def encode(self, points: Tensor) -> Tensor:
+    def pool(self, tokens: Tensor) -> Tensor:
         """The linear probe's feature, (B, C): mean plus max over the top-level tokens."""
-        tokens = self.encode_unmasked(points)
         return tokens.mean(1) + tokens.amax(1)
 
     @torch.no_grad()

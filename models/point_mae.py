@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from extensions.chamfer_dist import ChamferDistanceL1, ChamferDistanceL2
+from models.encoded import Encoded, encoded
 from models.initialisation import init_truncated_normal, init_xavier_uniform
 from models.kinds import kind_of
 from models.masked_autoencoder import visible_tokens
@@ -18,6 +19,7 @@ from models.single_scale import (
     check_groups,
     check_token_width,
     group_points,
+    mean_beside_max,
 )
 from models.tokenizer import Group, PointwiseConv
 from models.transformer import BlockStack, drop_path_rates, positional_embedding
@@ -77,6 +79,7 @@ class Point_MAE(nn.Module):
     """
 
     loading = LoadingRules(kind=kind_of)
+    encoder_parts: ClassVar = ("MAE_encoder",)
     sections: ClassVar = {"transformer_config": TransformerConfig}  # section of the config → what takes its keys
 
     def __init__(
@@ -192,8 +195,12 @@ class Point_MAE(nn.Module):
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, 2C): mean beside max over all tokens. This pooling is of this project."""
-        tokens = self.MAE_encoder.encode_group(self.group(points))
-        return torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1)
+        return self.encode_groups([self.group(points)]).feature
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """The tokens, and the feature of `encode`."""
+        tokens = self.MAE_encoder.encode_group(groups[0])
+        return encoded(mean_beside_max(tokens), [tokens], groups)
 
     @torch.no_grad()
     def reconstruct(self, points: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:

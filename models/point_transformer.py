@@ -1,11 +1,16 @@
 """The classifier of Point-MAE: a class token among the tokens of a cloud, a head over it and their maximum."""
 
+from collections.abc import Sequence
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from models.classifier import classification_head, cross_entropy
+from models.encoded import Encoded, encoded
 from models.loading import POINT_MAE_CLASSIFIER_HEAD, point_mae_rules
 from models.single_scale import SingleScaleEncoder, check_groups, check_token_width, group_points
+from models.tokenizer import Group
 
 
 class PointTransformer(SingleScaleEncoder):
@@ -24,6 +29,7 @@ class PointTransformer(SingleScaleEncoder):
     """
 
     loading = point_mae_rules(new=POINT_MAE_CLASSIFIER_HEAD)
+    encoder_parts: ClassVar = ("encoder", "pos_embed", "blocks", "norm", "cls_token", "cls_pos")
 
     def __init__(
         self,
@@ -51,11 +57,17 @@ class PointTransformer(SingleScaleEncoder):
     def forward(self, points: Tensor) -> Tensor:
         """Classify (B, N, 3) points; returns logits (B, cls_dim)."""
         group = group_points(points, *self.num_groups, self.group_size)
-        batch = len(points)
+        return self.cls_head_finetune(self.encode_groups([group]).feature)
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """The tokens without that of the class, and what the head sees: it beside the largest of the others."""
+        (group,) = groups
+        batch = len(group.centers)
         tokens = torch.cat([self.cls_token.expand(batch, -1, -1), self.encoder(group.neighborhoods)], dim=1)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(group.centers)], dim=1)
         tokens = self.norm(self.blocks(tokens, position))  # (B, 1 + G, C)
-        return self.cls_head_finetune(torch.cat([tokens[:, 0], tokens[:, 1:].amax(1)], dim=-1))
+        feature = torch.cat([tokens[:, 0], tokens[:, 1:].amax(1)], dim=-1)
+        return encoded(feature, [tokens[:, 1:]], groups)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of (B, cls_dim) logits against (B,) labels."""

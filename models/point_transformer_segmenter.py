@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.encoded import Encoded, encoded
 from models.loading import POINT_MAE_SEGMENTER_HEAD, point_mae_rules
 from models.propagation import PointPropagation
 from models.segmenter import CATEGORY_DIM, Segmenter, category_embedding, check_segmenter, log_probabilities
-from models.single_scale import SingleScaleEncoder, check_groups, check_token_width, group_points
+from models.single_scale import SingleScaleEncoder, check_groups, check_token_width, group_points, mean_beside_max
+from models.tokenizer import Group
 
 HEAD_DIMS = (512, 256)
 NUM_TAPS = 3
@@ -37,6 +39,7 @@ class PointTransformerSegmenter(SingleScaleEncoder, Segmenter):
 
     loading = point_mae_rules(new=POINT_MAE_SEGMENTER_HEAD)
     local_first: ClassVar = True
+    encoder_parts: ClassVar = ("encoder", "pos_embed", "blocks", "norm")
 
     def __init__(
         self,
@@ -89,6 +92,11 @@ class PointTransformerSegmenter(SingleScaleEncoder, Segmenter):
         x = self.dropout(F.relu(self.bns1(self.mix(of_cloud, local)), inplace=True))
         x = F.relu(self.bns2(self.convs2(x)), inplace=True)
         return log_probabilities(self.convs3(x))
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """The tokens after all blocks, normalised, and their mean beside their max."""
+        tokens = self.encode_group(groups[0])
+        return encoded(mean_beside_max(tokens), [tokens], groups)
 
     def tap(self, tokens: Tensor, position: Tensor) -> Tensor:
         """Transform (B, G, C) tokens; returns them after each third of the blocks, normalised, beside each other."""

@@ -1,5 +1,6 @@
 """The single-scale encoder (Point-MAE, section 3): groups of one size become tokens, which one stack transforms."""
 
+import torch
 from torch import Tensor, nn
 
 from models.masking import Packing
@@ -53,6 +54,11 @@ class SingleScaleEncoder(nn.Module):
 def group_points(points: Tensor, num_groups: int, group_size: int) -> Group:
     """Group (B, N, 3) points: farthest point sampling takes the centres, each its nearest points of the cloud."""
     return group_levels(points, [num_groups], [group_size])[0]
+
+
+def mean_beside_max(tokens: Tensor) -> Tensor:
+    """Pool (B, G, C) tokens to (B, 2C)."""
+    return torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1)
 
 
 def check_groups(num_group: int, group_size: int, least: int = 1) -> None:

@@ -116,15 +116,20 @@ def group_levels(points: Tensor, num_groups: Sequence[int], group_sizes: Sequenc
     """
     levels = []
     for groups, size in zip(num_groups, group_sizes, strict=True):
-        levels.append(_group(points, groups, size))
+        levels.append(group_by(points, *choose_groups(points, groups, size)))
         points = levels[-1].centers
     return levels
 
 
-def _group(points: Tensor, num_groups: int, group_size: int) -> Group:
-    centers = take(points, furthest_point_sample(points, num_groups))
-    _, index = KNN(group_size, transpose_mode=True)(points, centers)
-    members = take(points, index)
+def choose_groups(points: Tensor, num_groups: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """Sample the centres of groups and search their members among (B, N, 3) points: (B, G) and (B, G, k) int64."""
+    sample = furthest_point_sample(points, num_groups)
+    return sample, KNN(group_size, transpose_mode=True)(points, take(points, sample))[1]
+
+
+def group_by(points: Tensor, sample: Tensor, index: Tensor) -> Group:
+    """Group (B, N, 3) points around those that `sample` (B, G) says, with the members that `index` (B, G, k) says."""
+    centers, members = take(points, sample), take(points, index)
     return Group(centers, index, members, members - centers.unsqueeze(2))
 
 

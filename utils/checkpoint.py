@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import functools
+import json
 import pickle
 import re
 import time
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from .files import atomic_write
 
 _CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
+SAFETENSORS = ".safetensors"
 _KEYS_SHOWN = 3
 _CHOSEN_BY_UNKNOWN = "unknown, the file does not say"  # of released ones: accuracy on the test split
 _STALE_SECONDS = 3600  # what took so long to write is not being written any more
@@ -101,9 +104,13 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not a checkpoint or does not fit; the model is then unchanged.
     """
-    path, rules = Path(path), getattr(model, "loading", LoadingRules())
-    content = read_checkpoint(path)
-    found = {_renamed(key, rules.renamed): value for key, value in _model_tensors(content, path).items()}
+    return fill_model(model, read_checkpoint(path), Path(path), strict)
+
+
+def fill_model(model: nn.Module, content: Mapping[str, Any], path: Path, strict: bool = False) -> LoadReport:
+    """`load_weights` of what `read_checkpoint` returned; `path` is for messages."""
+    rules = getattr(model, "loading", LoadingRules())
+    found = {renamed(key, rules.renamed): value for key, value in model_tensors(content, path).items()}
     wanted = model.state_dict()
     harmless = rules.teacher if strict else rules.leftover
     extra = [key for key in found if key not in wanted]
@@ -131,13 +138,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, admitting tensors and plain values and nothing that could run code.
 
     Every record is checked against its checksum, so that what is returned is what was saved. Files older than
-    PyTorch 1.6 have no checksums.
+    PyTorch 1.6, and .safetensors, have no checksums.
 
     Args:
-        path: a file written by `torch.save`.
+        path: a file written by `torch.save`, or a .safetensors file.
 
     Returns:
-        The saved dictionary; NumPy numbers, as released files have among their metrics, are admitted.
+        The saved dictionary; NumPy numbers, as released files have among their metrics, are admitted. Of a .safetensors
+        file its tensors under `base_model`, and its metadata, of which what is JSON is decoded.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -154,6 +162,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a web page that a browser saved, not a checkpoint; download the file itself")
     admit_numpy_numbers()
     try:
+        if path.suffix == SAFETENSORS:
+            return _read_safetensors(path)
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything
@@ -205,6 +215,20 @@ def remove_unfinished(folder: Path) -> None:
                 temporary.unlink()
 
 
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        metadata = file.metadata() or {}
+    return {**{key: _decoded(text) for key, text in metadata.items()}, "base_model": tensors}
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def _check_archive(path: Path) -> None:
     """Compare every record of a zip archive with its CRC-32, which torch.load does not; other formats have none."""
     with open(path, "rb") as file:
@@ -235,8 +259,8 @@ def _numpy_number_globals() -> list[Any]:
     return [*aliases, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")), codecs.encode]
 
 
-def _model_tensors(checkpoint: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Find the model's tensors in a checkpoint, under their names without `module.`."""
+def model_tensors(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Find the model's tensors in a checkpoint, under their names without `module.`; ValueError if it has none."""
     state = next((checkpoint[key] for key in _CONTAINERS if isinstance(checkpoint.get(key), dict)), checkpoint)
     tensors = {str(key).removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -285,9 +309,10 @@ def _group(key: str, groups: Mapping[str, str]) -> str:
     return next(name for prefix, name in groups.items() if key.startswith(prefix))
 
 
-def _renamed(key: str, renamed: Mapping[str, str]) -> str:
-    old = next((prefix for prefix in renamed if key.startswith(prefix)), "")
-    return renamed[old] + key.removeprefix(old) if old else key
+def renamed(key: str, prefixes: Mapping[str, str]) -> str:
+    """The name in the model of a tensor of a file: of `prefixes`, in the file → in the model, the first that fits."""
+    old = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
+    return prefixes[old] + key.removeprefix(old) if old else key
 
 
 def _count(groups: Iterable[str]) -> str:
