@@ -105,12 +105,16 @@ class Folder(DrawnDataset):
 
     def cloud(self, index: int) -> np.ndarray:
         """Read all points kept of a file, in an order that says nothing: (N, 3) float32, y up."""
-        points = self.cache[self.paths[index]]
-        return points if self.up == "y" else np.stack([points[:, 0], points[:, 2], -points[:, 1]], axis=1)
+        return upright(self.cache[self.paths[index]], self.up)
 
     def record(self, index: int) -> Record:
         """What is known of a file."""
         return self.cache.records[self.paths[index]]
+
+
+def upright(points: np.ndarray, up: str) -> np.ndarray:
+    """Turn (N, 3) points whose axis `up`, y or z, points up so that y does."""
+    return points if up == "y" else np.stack([points[:, 0], points[:, 2], -points[:, 1]], axis=1)
 
 
 @functools.cache

@@ -120,7 +120,7 @@ class PointsCache(MappedRows):
         records, unreadable, first = {}, {}, 0
         with atomic_write(self.data) as file:
             for path in progress(self.paths, "reading files"):
-                rng = np.random.default_rng(mixed_seed(self.seed, zlib.crc32(path.encode())))
+                rng = draws_of(path, self.seed)
                 try:
                     points, count = read_points(self.folder / path, self.n_points, rng, self.centred)
                     sha256 = hashlib.sha256((self.folder / path).read_bytes()).hexdigest()
@@ -137,6 +137,11 @@ class PointsCache(MappedRows):
         with atomic_write(self.index) as file:
             content = {"records": {path: asdict(record) for path, record in records.items()}, "unreadable": unreadable}
             file.write(json.dumps(content).encode())
+
+
+def draws_of(path: str, seed: int) -> np.random.Generator:
+    """What decides which points of a file are drawn, and their order: its place in its folder, and the seed."""
+    return np.random.default_rng(mixed_seed(seed, zlib.crc32(path.encode())))
 
 
 def _places(root: Path) -> tuple[Path, Path]:

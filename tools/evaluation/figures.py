@@ -75,6 +75,27 @@ def draw_parts(points: Tensor, true: Tensor, predicted: Tensor, names: Sequence[
     save_figure(figure, path)
 
 
+def draw_shapes(rows: Sequence[Sequence[tuple[str, Tensor | None]]], path: Path) -> None:
+    """Write a PNG with rows of shapes.
+
+    Args:
+        rows: of titles and (N, 3) points, y up; None leaves a place empty.
+        path: the file to write, in an existing folder.
+    """
+    columns = max(map(len, rows))
+    figure, axes = plt.subplots(
+        *(len(rows), columns), figsize=(2.6 * columns, 2.6 * len(rows)), subplot_kw={"projection": "3d"}, squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for row, panels in zip(axes, rows, strict=True):
+        for axis, (title, points) in zip(row, panels, strict=False):
+            axis.set_title(title, fontsize=8)
+            if points is not None:
+                _scatter(axis, points, VISIBLE)
+    save_figure(figure, path)
+
+
 @torch.no_grad()
 def draw_saliency(teacher: nn.Module, points: Tensor, names: Sequence[str], path: Path) -> None:
     """Write a PNG with a row per shape: depth image and, over it, the saliency of a 2D teacher, for each side.

@@ -49,6 +49,18 @@ def load_arrays(
         ValueError: if they belong to something else, or the file does not hold them.
     """
     way_out = f"give {flag} another file, or delete this one to encode again"
+    arrays, found = read_arrays(path, names, what, way_out)
+    now = json.loads(json.dumps(origin))
+    for key in may_differ:
+        if difference := _difference(found.pop(key, None), now.pop(key, None), key):
+            logger.warning("%s holds %s of other software: %s", path, what, difference)
+    if difference := _difference(found, now):
+        raise ValueError(f"{path} holds {what} of another origin: {difference}; {way_out}")
+    return arrays
+
+
+def read_arrays(path: Path, names: Sequence[str], what: str, way_out: str) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Read arrays that were kept, and their origin, whatever it is; ValueError if the file does not hold them."""
     try:
         if not zipfile.is_zipfile(path):
             raise ValueError("it is no .npz file")
@@ -59,13 +71,7 @@ def load_arrays(
             raise ValueError("its origin is none")
     except (ValueError, KeyError, EOFError, RecursionError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} holds no {what.removeprefix('a ')} ({error}); {way_out}") from error
-    now = json.loads(json.dumps(origin))
-    for key in may_differ:
-        if difference := _difference(found.pop(key, None), now.pop(key, None), key):
-            logger.warning("%s holds %s of other software: %s", path, what, difference)
-    if difference := _difference(found, now):
-        raise ValueError(f"{path} holds {what} of another origin: {difference}; {way_out}")
-    return arrays
+    return arrays, found
 
 
 def check_rows(

@@ -1,0 +1,94 @@
+"""Which shapes are nearest to others by the cosine of their features."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import load_encoder
+from tools.evaluation.bank import normalised
+from tools.evaluation.feature_files import Draw, FeatureFile, find_shapes
+from tools.evaluation.figures import draw_shapes
+from utils.device import choose_device
+from utils.files import sha256_of
+
+logger = logging.getLogger(__name__)
+
+DRAWN_POINTS = 1024
+
+
+def features_of(found: FeatureFile, names: Sequence[str], checkpoint: Path | None, source: Path) -> np.ndarray:
+    """The features (q, C) of files: those that are known, others by the encoder that made the known ones.
+
+    Args:
+        found: what is known.
+        names: paths of the files.
+        checkpoint: of the encoder; None = where it was then.
+        source: the file of `found`, for messages.
+
+    Raises:
+        FileNotFoundError: if a file or the checkpoint is not there.
+        ValueError: if the checkpoint is another one, or a file cannot be read.
+    """
+    known = {path: row for row, path in enumerate(found.paths)}
+    unknown = [name for name in names if name not in known]
+    rows = {name: found.features[known[name]] for name in names if name in known}
+    if unknown:
+        shapes = find_shapes([Path(name) for name in dict.fromkeys(unknown)])
+        path = checkpoint or Path(found.origin["checkpoint"])
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}, the checkpoint of {source}, is not there: give --ckpts FILE")
+        if sha256_of(path) != found.origin["checkpoint_sha256"]:
+            raise ValueError(f"{source} was made with another checkpoint than {path}: give that one, --ckpts FILE")
+        encoder, draw = load_encoder(path, found.origin["model"]).to(choose_device()), Draw(**found.origin["draw"])
+        clouds = torch.stack([draw.read(shape)[0] for shape in shapes])
+        with torch.inference_mode():
+            features = encoder(clouds).feature.float().cpu().numpy()
+        rows |= {shape.name: feature for shape, feature in zip(shapes, features, strict=True)}
+    return np.stack([rows[name] for name in names])
+
+
+def nearest(
+    found: FeatureFile, names: Sequence[str], queries: np.ndarray, top: int
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The rows of `found` nearest to each query, itself left out; of equals the first.
+
+    Args:
+        found: n features.
+        names: of the q queries.
+        queries: (q, C).
+        top: how many at most.
+
+    Returns:
+        Rows of each query, nearest first, and all cosines (q, n).
+    """
+    cosines = normalised(queries, "query") @ normalised(found.features, "known").T
+    orders = [np.argsort(-row, kind="stable") for row in cosines]
+    others = [order[[found.paths[i] != name for i in order]] for order, name in zip(orders, names, strict=True)]
+    return [order[:top] for order in others], cosines
+
+
+def draw_found(
+    found: FeatureFile, names: Sequence[str], orders: Sequence[np.ndarray], cosines: np.ndarray, path: Path
+) -> None:
+    """Write a PNG with a row per query: it, and what was found; a file that is gone leaves its place empty."""
+    draw = Draw(DRAWN_POINTS, found.origin["draw"]["up"], found.origin["draw"]["seed"])
+
+    def cloud(name: str) -> torch.Tensor | None:
+        try:
+            (shape,) = find_shapes([Path(name)])
+            return draw.read(shape)[0]
+        except (OSError, ValueError) as error:
+            logger.warning("not drawn: %s", error)
+            return None
+
+    panels = [
+        [
+            (Path(name).name, cloud(name)),
+            *((f"{cosines[query, row]:.3f} {Path(found.paths[row]).name}", cloud(found.paths[row])) for row in order),
+        ]
+        for query, (name, order) in enumerate(zip(names, orders, strict=True))
+    ]
+    draw_shapes(panels, path)
