@@ -13,6 +13,7 @@ from tests.test_library import FEATURES_ONLY, POINT_MAE, model_of, saved
 from tools import features, search
 from tools.evaluation import feature_files
 from tools.evaluation.feature_files import Draw, read_features
+from tools.evaluation.kept import save_arrays
 
 NAMES = [f"{kind}/{i}.{ending}" for kind in ("cone", "cube") for i, ending in enumerate(("npy", "txt", "xyz", "csv"))]
 
@@ -83,9 +84,10 @@ def counted(monkeypatch, stop: int = 1000) -> list[str]:
 
 def test_what_was_interrupted_goes_on(tmp_path, monkeypatch):
     run(tmp_path / "whole.npz", "shapes")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         counted(patch, stop=7)
-        run(tmp_path / "a.npz", "shapes")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "a.npz", "shapes")
     assert [path.name for path in tmp_path.iterdir() if path.name != "whole.npz"] == ["a.npz.partial.npz"]
     names = counted(monkeypatch)
     run(tmp_path / "a.npz", "shapes")
@@ -133,6 +135,10 @@ def test_what_cannot_be_encoded_is_told(tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(output, "shapes")
         assert message in capsys.readouterr().err
+    arrays = {"labels": np.array(["", ""]), "points": np.ones(2), "features": np.ones((1, 4), np.float32)}
+    save_arrays(tmp_path / "c.npz", {"paths": np.array(["a", "b"]), **arrays}, {"what": "features"})
+    with pytest.raises(ValueError, match=r"c\.npz holds no features"):
+        read_features(tmp_path / "c.npz")
     for content in (b"", b"PK", b"PAR1"):
         for name in ("b.npz", "b.parquet"):
             (tmp_path / name).write_bytes(content)
