@@ -35,7 +35,7 @@ lint: .venv/installed-tests
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
 
-.venv/installed-bench: benchmarks/requirements.txt .venv/installed
+.venv/installed-bench: benchmarks/requirements.txt requirements-library.txt .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r benchmarks/requirements.txt
 	touch $@
 
@@ -46,6 +46,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.bench_point_nn $(BENCH)
 	$(BIN)/python -m benchmarks.bench_data $(BENCH)
 	$(BIN)/python -m benchmarks.bench_svm $(filter --quick,$(BENCH))
+	$(BIN)/python -m benchmarks.bench_export $(filter --quick,$(BENCH))
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """The encoder of a checkpoint as others use it: what it computes, which files and clouds it takes, what it refuses."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -337,6 +338,19 @@ def test_a_norm_that_is_missing_is_not_made_up(folder):
 
 def test_configs_that_are_searched_are_there():
     assert (CONFIGS / "pre-training" / "i2p-mae.yaml").is_file()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/LIBRARY.md"])
+def test_the_example_runs_and_gives_what_is_said(tmp_path, monkeypatch, document):
+    (tmp_path / "ckpts").mkdir()
+    released(tmp_path / "ckpts" / "pre-train.pth", RELEASED["I2P_MAE"]())
+    (example,) = re.findall(r"```python\n(import torch\nfrom models.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    place = {}
+    exec(example, place)
+    out = place["out"]
+    assert (out.feature.shape, out.per_point.shape) == ((8, 384), (8, 1024, 672))
+    assert [tuple(tokens.shape) for tokens in out.tokens] == [(8, 512, 96), (8, 256, 192), (8, 64, 384)]
 
 
 def test_torch_hub_loads_it_from_a_folder(folder, tmp_path, points):
