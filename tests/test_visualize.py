@@ -1,5 +1,6 @@
 """`python -m tools.visualize`: what its page shows is what the model says, and the page needs nothing but itself."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 from sklearn.decomposition import PCA
 
 from datasets import build_dataset
 from datasets.synthetic import write_meshes, write_modelnet, write_shapenet, write_shapenetpart
 from models import build_model
+from tests.browser import CHROMIUM, Page, browser
 from tests.playground import CLASSES, CONFIGS, POINTS, REPOSITORY, changed, write_config
 from tools import visualize
 from tools.evaluation import explain, page
@@ -354,6 +357,93 @@ def test_without_plotly_the_way_out_is_said(here, monkeypatch):
         show(M2AE, output="nothing")
     assert not Path("nothing").exists()
     assert (REPOSITORY / "requirements-pictures.txt").read_text().splitlines()[-1].startswith("plotly")
+
+
+# ---- the page in a browser ----
+
+in_a_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs a Chromium (apt install chromium) to open the page in"
+)
+PAGES = {True: "rgb(17, 20, 24)", False: "rgb(246, 246, 243)"}  # dark or not → colour behind everything
+
+
+def scene(number: int) -> str:
+    return f"document.querySelectorAll('.scene')[{number}]"
+
+
+def eye(tab: Page, number: int) -> list[float]:
+    return tab.run(f"(eye => [eye.x, eye.y, eye.z])({scene(number)}.layout.scene.camera.eye)")
+
+
+def shown_pixels(tab: Page, number: int) -> float:
+    """Share of the pixels of a scene that are not background."""
+    box = tab.run(f"(b => [b.x + scrollX, b.y + scrollY, b.width, b.height])({scene(number)}.getBoundingClientRect())")
+    left, top, width, height = map(int, box)
+    picture = imread(io.BytesIO(tab.screenshot()))[top + 5 : top + height - 5, left + 5 : left + width - 5, :3]
+    return (np.abs(picture - picture[0, 0]).max(axis=2) > 0.05).mean()
+
+
+@pytest.mark.slow
+@in_a_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_clouds_turn_and_layers_switch_in_a_browser(here, tmp_path, width, dark):
+    content = show(PRETRAIN, "--shapes", 2)
+    with browser(tmp_path) as tab:
+        tab.open(Path("page/index.html"), width, 844, dark)
+        tab.until("document.querySelectorAll('.scene canvas').length == 4")
+        assert tab.run("document.documentElement.scrollWidth") == width
+        assert tab.run("getComputedStyle(document.body).backgroundColor") == PAGES[dark]
+        assert min(shown_pixels(tab, number) for number in range(4)) > 0.002
+
+        before = eye(tab, 0)
+        tab.run(f"{scene(0)}.scrollIntoView({{block: 'center'}})")
+        x, y = tab.run(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({scene(0)}.getBoundingClientRect())")
+        tab.mouse("Moved", x, y)
+        tab.mouse("Pressed", x, y, held=True)
+        for step in range(1, 6):
+            tab.mouse("Moved", x + 12 * step, y, held=True)
+        tab.mouse("Released", x + 60, y)
+        tab.until(f"Math.abs({scene(1)}.layout.scene.camera.eye.x - {before[0]}) > 0.05")
+        assert eye(tab, 1) == pytest.approx(eye(tab, 0), abs=0.02)
+        assert np.linalg.norm(eye(tab, 0)) == pytest.approx(np.linalg.norm(before), rel=0.01)  # turned, not zoomed
+        assert eye(tab, 2) == before
+
+        visible = f"{scene(0)}.data.map(trace => trace.visible)"
+        assert tab.run(visible) == [True, True, False]
+        tab.click("#reconstruction .chip[aria-pressed=true]")
+        assert tab.run(visible) == [False, True, False]
+
+        tab.click("#features button[aria-label='next shape']")
+        assert (
+            tab.run("[...document.querySelectorAll('select[aria-label=shape]')].map(s => s.selectedIndex)") == [1] * 3
+        )
+        drawn = tab.run(f"(t => [...t.x].flatMap((x, i) => [x, t.z[i], -t.y[i]]))({scene(3)}.data[0])")
+        expected = layer_points(section(content, "features")["shapes"][1], "features")
+        np.testing.assert_allclose(np.reshape(drawn, (-1, 3)), expected, atol=1e-6)
+        tab.click("#guidance .chip[aria-pressed=false]")
+        assert tab.run(f"{scene(2)}.data.map(trace => trace.visible)") == [False, True]
+        assert tab.problems == []
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_a_mark_of_the_map_shows_its_cloud_in_a_browser(here, tmp_path):
+    clouds = section(show(TUNE, "--shapes", 2), "map")["clouds"]
+    with browser(tmp_path) as tab:
+        tab.open(Path("page/index.html"), 1280, 1600)
+        tab.until("document.querySelectorAll('.scene canvas').length == 2")
+        shown = f"[...{scene(0)}.data[0].x]"
+        first = tab.run(shown)
+        x, y, number = tab.run(
+            "(box => { const trace = box.data[2], b = box.getBoundingClientRect(), l = box._fullLayout;"
+            "return [b.x + l.xaxis._offset + l.xaxis.l2p(trace.x[1]), b.y + l.yaxis._offset + l.yaxis.l2p(trace.y[1]),"
+            "trace.customdata[1]]; })(document.querySelector('#map .chart'))"
+        )
+        tab.mouse("Moved", x - 2, y)
+        tab.mouse("Moved", x, y)
+        tab.until(f"JSON.stringify({shown}) != {json.dumps(json.dumps(first, separators=(',', ':')))}")
+        np.testing.assert_allclose(tab.run(shown), unpacked(clouds[number]["points"])[::3], atol=1e-6)
+        assert tab.problems == []
 
 
 # ---- training curves ----
