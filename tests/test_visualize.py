@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tools import visualize
 from tools.evaluation import explain, page
 from tools.evaluation.clouds import first_of_each, of_files, unseen_or_seen
 from tools.evaluation.page import packed, unpacked
+from utils.config import load_config
 
 PRETRAIN, M2AE, TUNE, PARTS = "pre-training/i2p", "pre-training/m2ae", "fine-tuning/modelnet", "part-segmentation/small"
 MAE = "point-mae/pre-train"
@@ -464,6 +466,26 @@ def test_curves_are_what_the_runs_have_logged(tmp_path):
         str(running): {"loss": [[0], [2.0]], "lr": [[0], [0.1]], "evaluation": [[], []]},
     }
     assert (tmp_path / "page/training.png").is_file()
+
+
+# ---- what the documents say ----
+
+
+def test_commands_of_the_documents_are_ones(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    texts = [(REPOSITORY / name).read_text() for name in ("docs/PICTURES.md", "README.md")]
+    commands = [line for text in texts for line in re.findall(r"^python -m tools\.visualize (.+)$", text, re.MULTILINE)]
+    assert len(commands) == 6
+    for command in commands:
+        args = visualize.parse_args(shlex.split(command))
+        assert args.config is None or load_config(args.config).model.NAME
+        assert not args.ckpts or args.ckpts.parts[:3] == ("experiments", "demo", args.config.stem)
+
+
+def test_the_picture_of_the_documents_is_small():
+    picture = (REPOSITORY / "docs/PICTURES.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 400_000
 
 
 # ---- which shapes ----
