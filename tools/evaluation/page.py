@@ -80,9 +80,8 @@ def unpacked(array: dict[str, Any]) -> np.ndarray:
 
 
 def picture(pixels: np.ndarray) -> str:
-    """A picture as an address that holds it: (H, W) grey or (H, W, 3) colours, uint8."""
+    """A picture as an address that holds it: (H, W) grey as it is, or (H, W, 3) colours, smooth ones; uint8."""
     file = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image = image if image.mode == "L" else image.quantize(64)
-    image.save(file, "png", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    kind = "png" if pixels.ndim == 2 else "jpeg"
+    Image.fromarray(pixels).save(file, kind, optimize=True, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

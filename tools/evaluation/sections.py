@@ -38,7 +38,7 @@ def reconstruction(clouds: Clouds, found: Mapping[str, Tensor]) -> dict[str, Any
             _layer("visible points", 0, [0, 1], colour="visible"),
             _layer("masked points", 1, [0], colour="masked"),
             _layer("predicted points", 2, [1], colour="predicted"),
-            _layer(INPUT, 3, [0, 1], colour="masked"),
+            _layer(INPUT, 3, [0, 1], colour="all"),
         ]
         caption = f"{int(visible.sum())} of {len(visible)} tokens are visible; a token has {true.shape[1]} points"
         shapes.append(_shape(name, caption, points, layers))
