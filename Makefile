@@ -20,7 +20,7 @@ setup: .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r requirements.txt
 	touch $@
 
-.venv/installed-tests: tests/requirements.txt requirements-own-data.txt requirements-library.txt .venv/installed
+.venv/installed-tests: tests/requirements.txt $(wildcard requirements-*.txt) .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r tests/requirements.txt
 	touch $@
 

@@ -10,9 +10,8 @@ import torch
 
 from models import build_model
 from tools import demo
-from tools.demo import CONFIGS, SHAPES_DRAWN, summarise, unseen_shapes
+from tools.demo import CONFIGS, summarise
 from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
-from tools.evaluation.figures import draw_reconstructions
 from utils.config import load_config
 from utils.seed import seed_everything
 
@@ -47,20 +46,6 @@ def test_probe_is_an_accuracy_and_leaves_the_weights(config, model):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_picture_has_a_row_per_shape(config, model, tmp_path):
-    shapes = unseen_shapes(config)
-    assert shapes.shape == (SHAPES_DRAWN, 512, 3)
-    draw_reconstructions(model, shapes, tmp_path / "picture.png")
-    from matplotlib.image import imread
-
-    one = tmp_path / "one.png"
-    draw_reconstructions(model, shapes[:1], one)
-    picture = imread(tmp_path / "picture.png")
-    assert picture.shape[0] == SHAPES_DRAWN * imread(one).shape[0]
-    assert (picture[..., :3] < 1).any(-1).mean() > 0.005  # not blank
-    assert not list(tmp_path.glob(".*"))
-
-
 @pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
 def test_a_seed_runs_every_step_and_reports_the_final_accuracies(config, model, tmp_path, monkeypatch):
     """Each step is replaced by a folder with results, and each probe by the sum of the encoder's weights."""
@@ -79,11 +64,9 @@ def test_a_seed_runs_every_step_and_reports_the_final_accuracies(config, model, 
     def weights_of(encoder, *_):
         return sum(p.detach().double().sum().item() for p in encoder.h_encoder.parameters())
 
-    drawn = []
     monkeypatch.setattr(demo, "run_step", run_step)
     monkeypatch.setattr(demo, "load_config", lambda path: {CONFIGS / "pre-train.yaml": config}[path])
     monkeypatch.setattr("tools.evaluation.features.calibrated_svm_accuracy", weights_of)
-    monkeypatch.setattr("tools.evaluation.figures.draw_reconstructions", lambda *given: drawn.append(given))
     found = demo.run_seed("run", 7)
 
     pretrained, tuned, scratch = (
@@ -107,10 +90,7 @@ def test_a_seed_runs_every_step_and_reports_the_final_accuracies(config, model, 
         "picture": str(pretrained / "reconstructions.png"),
         "folders": [str(pretrained), str(tuned), str(scratch)],
     }
-    ((reconstructing, shapes, picture),) = drawn
-    assert weights_of(reconstructing) == found["svm_pretrained"] != found["svm_untrained"]
-    torch.testing.assert_close(shapes[0], unseen_shapes(config)[0])
-    assert str(picture) == found["picture"]
+    assert found["svm_pretrained"] != found["svm_untrained"]
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -312,6 +312,7 @@ def test_only_the_main_process_writes_and_informs(trained, config):
     assert {path.name for path in folder.iterdir() if path.suffix != ".log"} == {
         *("config.yaml", "ckpt-best.pth", "ckpt-last.pth", "ckpt-previous.pth"),
         *("results.json", "results.md", ".lock"),
+        *(["reconstructions.png"] if config == PRETRAINING else []),
     }
     assert len(list(folder.glob("*.log"))) == 1
     messages = [line for line in lines if "INFO" in line]

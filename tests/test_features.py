@@ -182,7 +182,7 @@ def test_the_nearest_are_found_and_the_query_left_out(kept, capsys):
 
 def test_what_was_found_is_drawn(kept, tmp_path, monkeypatch, caplog):
     panels = []
-    monkeypatch.setattr("tools.evaluation.retrieval.draw_shapes", lambda rows, path: panels.extend(rows))
+    monkeypatch.setattr("tools.evaluation.retrieval.draw_clouds", lambda rows, path: panels.extend(rows))
     read = Draw.read
 
     def gone(self, shape):
@@ -195,7 +195,7 @@ def test_what_was_found_is_drawn(kept, tmp_path, monkeypatch, caplog):
     (row,) = panels
     assert row[0][0] == "0.npy"
     assert len(row) == 8
-    assert [points is None for title, points in row].count(True) == 1
+    assert [len(clouds) for title, clouds in row].count(0) == 1
     assert "not drawn: it is gone" in caplog.text
 
 

@@ -2,16 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.cm import tab10
+from matplotlib.colors import to_rgba
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from datasets.published import CATEGORIES as PUBLISHED
+from datasets.published import PARTS
 from datasets.synthetic import write_shapenetpart
 from datasets.transforms import AUGMENTATIONS
 from tests.playground import CONFIGS, ENCODER, files_of, make_playground, refuse, results_of_folder, run, write_config
 from tools import runner_part_segmentation
 from tools.evaluation.figures import draw_parts
-from tools.evaluation.segmentation import OwnPartSegmenter
+from tools.evaluation.segmentation import OwnPartSegmenter, measure
 
 CATEGORIES = ["Knife", "Mug", "Table"]  # in the order of their labels
 CONFIG = "part-segmentation/small"
@@ -172,6 +178,33 @@ def test_a_picture_shows_the_prediction(tmp_path):
         draw_parts(points, true, predicted, ["Earphone"], tmp_path / "parts.png")
         pictures.append((tmp_path / "parts.png").read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
+
+
+class OneOfEach(Dataset):
+    """A shape of each of the 16 categories, its points of the category's first part."""
+
+    labels = np.arange(16)
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, Tensor]:
+        return torch.eye(3), index, torch.full((3,), PARTS[PUBLISHED[index]][0])
+
+
+def test_a_picture_names_the_parts_of_every_category(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr("tools.evaluation.figures.save_figure", lambda figure, path: drawn.append(figure))
+    measure(OfTheFirstPart(), DataLoader(OneOfEach(), 16), torch.device("cpu"), tmp_path / "parts.png")
+    axes = drawn[0].axes
+    assert [axis.get_title() for axis in axes[::3]] == [f"{name}: true parts" for name in PUBLISHED]
+    numbers = [[int(text.get_text()) for text in axis.get_legend().get_texts()] for axis in axes[::3]]
+    assert numbers == [list(PARTS[name]) for name in PUBLISHED]
+    assert [part for parts in numbers for part in parts] == list(range(50))
+    for parts, axis in zip(numbers, axes[::3], strict=True):
+        colours = [to_rgba(handle.get_color()) for handle in axis.get_legend().legend_handles]
+        assert colours == [tab10(part % 10) for part in parts]
+        assert np.allclose(axis.collections[0].get_facecolor()[0], colours[0])
 
 
 # ---- what is refused ----

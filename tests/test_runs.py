@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from datasets import build_dataset
 from datasets.synthetic import write_modelnet, write_scanobjectnn, write_shapenet
+from models import build_model
 from tests.playground import (
     CLASSES,
     CONFIGS,
@@ -28,6 +30,9 @@ from tests.playground import (
     write_config,
 )
 from tools import runner_test_svm
+from tools.evaluation.figures import draw_reconstructions
+from utils.checkpoint import load_weights
+from utils.config import load_config
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +71,7 @@ def test_pretraining_leaves_a_whole_run_folder(pretrained):
         "ckpt-best.pth",
         "ckpt-last.pth",
         "ckpt-previous.pth",
+        "reconstructions.png",
         "results.json",
         "results.md",
         ".lock",
@@ -77,6 +83,27 @@ def test_pretraining_leaves_a_whole_run_folder(pretrained):
     for value in ("loss_3d", "loss_2d", "visible_saliency", "lr", "epoch 1/1", "test split"):
         assert value in log
     assert list((pretrained.parent / "TFBoard/base").glob("events*"))
+
+
+@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+def test_pretraining_leaves_a_picture_of_the_final_weights(here, pretrained, tmp_path):
+    config = load_config("cfgs/pre-training/i2p.yaml")
+    model = build_model(config.model)
+    load_weights(model, pretrained / "ckpt-last.pth", strict=True)
+    unseen = build_dataset(changed(config, "dataset.train.others.subset", "test").dataset.train)
+    points = torch.stack([unseen[index][0] for index in (0, 2, 1)])  # one of each class, by the numbers of the classes
+    draw_reconstructions(model, points, tmp_path / "picture.png", seed=0)
+    assert (pretrained / "reconstructions.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
+    draw_reconstructions(model, points, tmp_path / "picture.png", seed=1)
+    assert (pretrained / "reconstructions.png").read_bytes() != (tmp_path / "picture.png").read_bytes()
+
+
+def test_a_head_that_learns_nothing_is_not_drawn(here):
+    config = changed(CONFIGS["pre-training/i2p"], "model.losses", "2d")
+    write_config(here, "pre-training/2d", {**config, "max_epoch": 0})
+    assert run("pre-training/2d") == 0
+    assert Path("experiments/pre-training/2d/default/results.json").exists()
+    assert not Path("experiments/pre-training/2d/default/reconstructions.png").exists()
 
 
 def test_pretraining_resumes(here, pretrained):

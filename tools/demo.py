@@ -10,7 +10,7 @@ import statistics
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tools.training.launch import launch, shown
 from tools.training.modes import EXPERIMENTS
@@ -20,14 +20,12 @@ from utils.files import atomic_write
 from utils.logger import setup_logger
 from utils.tables import format_table
 
-if TYPE_CHECKING:  # what imports PyTorch, which takes seconds, is imported where it is used
-    from torch import Tensor
+# What imports PyTorch, which takes seconds, is imported where it is used.
 
 logger = logging.getLogger(__name__)
 
 CONFIGS = Path("cfgs/demo")
 DATA = Path("data/synthetic")
-SHAPES_DRAWN = 4
 NOTE = (
     "This is a small I2P-MAE whose small 2D teacher is UNTRAINED. It shows that the pipeline works, not the gain of "
     "the paper, which needs CLIP's weights, the published data and a GPU."
@@ -65,7 +63,6 @@ def run_seed(name: str, seed: int) -> dict[str, Any]:
     """Run every step with one seed; returns the accuracies in percent, and where the files are."""
     from models import build_model
     from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
-    from tools.evaluation.figures import draw_reconstructions
     from utils.checkpoint import load_weights
     from utils.seed import seed_everything
 
@@ -82,15 +79,13 @@ def run_seed(name: str, seed: int) -> dict[str, Any]:
     untrained = calibrated_svm_accuracy(build_model(without_teacher(config["model"])), config)
     model = build_model(config["model"])
     load_weights(model, checkpoint, strict=True)
-    picture = pretrained / "reconstructions.png"
-    draw_reconstructions(model, unseen_shapes(config), picture)
     return {
         "seed": seed,
         "svm_untrained": untrained,
         "svm_pretrained": calibrated_svm_accuracy(model, config),
         "scratch": _final_accuracy(scratch, "training from scratch"),
         "finetuned": _final_accuracy(tuned, "fine-tuning"),
-        "picture": str(picture),
+        "picture": str(pretrained / "reconstructions.png"),
         "folders": [str(folder) for folder in (pretrained, tuned, scratch)],
     }
 
@@ -104,17 +99,6 @@ def run_step(config: str, *flags: str) -> Path:
         raise SystemExit(code)
     logger.info("that took %.0f s", time.perf_counter() - began)
     return EXPERIMENTS / "demo" / config / flags[flags.index("--exp_name") + 1]
-
-
-def unseen_shapes(config: dict[str, Any]) -> "Tensor":
-    """Some shapes of different classes, (SHAPES_DRAWN, N, 3), of the split that pre-training does not read."""
-    import torch
-
-    from datasets import build_dataset
-
-    entry = config["dataset"]["train"]
-    shapes = build_dataset({**entry, "others": {**entry["others"], "subset": "test"}})
-    return torch.stack([shapes[i * len(shapes) // SHAPES_DRAWN][0] for i in range(SHAPES_DRAWN)])
 
 
 def summarise(runs: list[dict[str, Any]]) -> list[list[object]]:

@@ -9,7 +9,10 @@ from torch import Tensor
 
 from datasets import name_of_entry
 from datasets.transforms import AUGMENTATIONS
+from tools.evaluation.clouds import unseen_or_seen
+from tools.evaluation.explain import reconstructs
 from tools.evaluation.features import svm_features, svm_loaders, without_probe
+from tools.evaluation.figures import draw_reconstructions
 from tools.evaluation.svm import linear_svm_accuracy
 from tools.training import own_data, provenance, sanity
 from tools.training.builder import (
@@ -30,10 +33,12 @@ logger = logging.getLogger(__name__)
 
 MODE = PRE_TRAINING
 REQUIRED = TO_TRAIN
+PICTURE = "reconstructions.png"
+SHAPES_DRAWN = 4
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
-    """Pre-train; a linear SVM on the features chooses ckpt-best.
+    """Pre-train; a linear SVM on the features chooses ckpt-best. At the end the final weights reconstruct some shapes.
 
     Where there are no classes, or no data for the SVM, nothing is measured but the loss, and there is no ckpt-best.
 
@@ -71,6 +76,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         sanity.warn(config, model, **data)
         provenance.warn(config, **data)
         own_data.report(config, model, **data)
+        shapes = unseen_or_seen(config, loader.dataset, args.seed, SHAPES_DRAWN)  # fails now rather than at the end
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
 
@@ -88,7 +94,10 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             name = name_of_entry(config["dataset"]["svm_test"])
             protocol = f"linear SVM (C = {config['svm']['C']:g}) on {name}, test split"
         chooser = None if reason else evaluate
-        return run.finish(Trainer(config, args, run, network, loader, step, chooser, protocol).fit())
+        results = Trainer(config, args, run, network, loader, step, chooser, protocol).fit()
+        if reconstructs(model) and not args.dry_run:
+            on_main(lambda: draw_reconstructions(model, shapes.to(device), run.folder / PICTURE, args.seed))
+        return run.finish(results)
 
 
 def mode_of(args: Namespace) -> str:

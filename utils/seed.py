@@ -2,6 +2,8 @@
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -33,6 +35,14 @@ def seed_everything(seed: int, deterministic: bool = False) -> None:
 def mixed_seed(*numbers: int) -> int:
     """Return the seed, 64 bits, of the draws that belong to these numbers (at least 0); unrelated for near ones."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+
+@contextmanager
+def own_draws(seed: int) -> Iterator[None]:
+    """Seed PyTorch's generators for the time of the block; they then go on as if nothing had been drawn."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def rng_state() -> dict[str, Any]:

@@ -1,102 +1,79 @@
-"""Pictures of what a pre-training model and its teacher see, and of the parts that a segmenter finds."""
+"""Pictures of clouds: what a pre-training model and its teacher make of them, and the parts that a segmenter finds."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d import Axes3D
 from torch import Tensor, nn
 
-from models.projection import VIEWS, project
+from datasets.published import PARTS
+from models.projection import VIEWS
+from tools.evaluation.explain import reconstructions, teacher_look
 from utils.files import atomic_write
 
 VISIBLE, MASKED, PREDICTED = "tab:blue", "tab:gray", "tab:orange"
 RIGHT, WRONG = "lightgray", "tab:red"
+SCALED = 0.99  # of the values of a shape have colours of their own; those above look like the highest of these
+SHAPES_A_ROW = 2  # of those whose parts are drawn
+
+Panel = tuple[str, Sequence[tuple[Tensor, str | Sequence]]]  # title, clouds (…, 3) with their colour or colours
 
 
-@torch.no_grad()
-def draw_reconstructions(model: nn.Module, points: Tensor, path: Path) -> None:
+def draw_reconstructions(model: nn.Module, points: Tensor, path: Path, seed: int | None = None) -> None:
     """Write a PNG with a row per cloud: input, visible points, masked points, reconstruction.
 
     Args:
         model: a pre-training model; it draws the masks. Used in evaluation mode.
         points: (B, N, 3) clouds on the model's device, y up.
         path: the file to write, in an existing folder.
+        seed: of the masks, see `reconstructions`.
     """
-    was_training = model.training
-    found = {key: value.cpu() for key, value in model.eval().reconstruct(points).items()}
-    model.train(was_training)
-    figure, axes = plt.subplots(
-        *(len(points), 4), figsize=(12, 2.6 * len(points)), subplot_kw={"projection": "3d"}, squeeze=False
-    )
-    titles = ("input", "visible points", "masked points", "visible and reconstructed points")
-    for cloud, row in enumerate(axes):
-        visible = found["visible"][cloud]
+    found = reconstructions(model, points, seed)
+    rows = []
+    for cloud, visible in enumerate(found["visible"]):
         seen, hidden = found["neighborhoods"][cloud][visible], found["neighborhoods"][cloud][~visible]
         predicted = found["predictions"][cloud][~visible]
-        panels = [
-            [(points[cloud].cpu(), VISIBLE)],
-            [(seen, VISIBLE)],
-            [(hidden, MASKED)],
-            [(seen, VISIBLE), (predicted, PREDICTED)],
-        ]
-        for axis, title, panel in zip(row, titles, panels, strict=True):
-            for cloud_points, color in panel:
-                _scatter(axis, cloud_points.reshape(-1, 3), color)
-            axis.set_title(title if cloud == 0 else "")
-    save_figure(figure, path)
+        rows.append(
+            [
+                ("input", [(points[cloud].cpu(), VISIBLE)]),
+                ("visible points", [(seen, VISIBLE)]),
+                ("masked points", [(hidden, MASKED)]),
+                ("visible and reconstructed points", [(seen, VISIBLE), (predicted, PREDICTED)]),
+            ]
+        )
+    draw_clouds([rows[0], *([("", clouds) for _, clouds in row] for row in rows[1:])], path)
 
 
-def draw_parts(points: Tensor, true: Tensor, predicted: Tensor, names: Sequence[str], path: Path) -> None:
-    """Write a PNG with a row per shape: true parts, predicted parts, wrong points.
+def draw_parts(points: Tensor, true: Tensor | None, predicted: Tensor, names: Sequence[str], path: Path) -> None:
+    """Write a PNG with, of each shape, true parts, predicted parts, wrong points, and the numbers of its parts.
 
     Args:
         points: (B, N, 3) on the CPU, y up.
-        true, predicted: (B, N) int64; the colour of a part is that of its last digit.
-        names: of the shapes.
+        true: (B, N) int64; None, where it is not known, draws the predicted parts alone.
+        predicted: (B, N) int64; the colour of a part is that of its last digit.
+        names: categories of the shapes.
         path: the file to write, in an existing folder.
     """
-    figure, axes = plt.subplots(
-        *(len(points), 3), figsize=(9, 2.6 * len(points)), subplot_kw={"projection": "3d"}, squeeze=False
-    )
-    for shape, row in enumerate(axes):
-        wrong = predicted[shape] != true[shape]
-        panels = [
-            (f"{names[shape]}: true parts", plt.cm.tab10((true[shape] % 10).numpy())),
-            ("predicted parts", plt.cm.tab10((predicted[shape] % 10).numpy())),
-            (f"{100 * wrong.float().mean():.1f} % wrong", [WRONG if error else RIGHT for error in wrong]),
-        ]
-        for axis, (title, colors) in zip(row, panels, strict=True):
-            _scatter(axis, points[shape], colors)
-            axis.set_title(title)
+    shapes = [
+        _part_panels(points[shape], None if true is None else true[shape], predicted[shape], name)
+        for shape, name in enumerate(names)
+    ]
+    firsts = range(0, len(shapes), SHAPES_A_ROW)
+    rows = [list(itertools.chain(*shapes[first : first + SHAPES_A_ROW])) for first in firsts]
+    figure, axes = _figure_of(rows)
+    for shape, name in enumerate(names):
+        row, place = divmod(shape, SHAPES_A_ROW)
+        handles = [Line2D([], [], marker="o", linestyle="", color=plt.cm.tab10(part % 10)) for part in PARTS[name]]
+        first = axes[row][place * len(shapes[shape])]
+        first.legend(handles, PARTS[name], title="part", loc="center right", bbox_to_anchor=(0, 0.5), frameon=False)
     save_figure(figure, path)
 
 
-def draw_shapes(rows: Sequence[Sequence[tuple[str, Tensor | None]]], path: Path) -> None:
-    """Write a PNG with rows of shapes.
-
-    Args:
-        rows: of titles and (N, 3) points, y up; None leaves a place empty.
-        path: the file to write, in an existing folder.
-    """
-    columns = max(map(len, rows))
-    figure, axes = plt.subplots(
-        *(len(rows), columns), figsize=(2.6 * columns, 2.6 * len(rows)), subplot_kw={"projection": "3d"}, squeeze=False
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for row, panels in zip(axes, rows, strict=True):
-        for axis, (title, points) in zip(row, panels, strict=False):
-            axis.set_title(title, fontsize=8)
-            if points is not None:
-                _scatter(axis, points, VISIBLE)
-    save_figure(figure, path)
-
-
-@torch.no_grad()
 def draw_saliency(teacher: nn.Module, points: Tensor, names: Sequence[str], path: Path) -> None:
     """Write a PNG with a row per shape: depth image and, over it, the saliency of a 2D teacher, for each side.
 
@@ -106,21 +83,44 @@ def draw_saliency(teacher: nn.Module, points: Tensor, names: Sequence[str], path
         names: of the shapes.
         path: the file to write, in an existing folder.
     """
-    size = teacher.image_size
-    images, _ = project(points, size)
-    maps = teacher(images)[1].unsqueeze(1)  # (V·B, 1, h, w)
-    maps = F.interpolate(maps, (size, size), mode="bicubic", align_corners=False)
-    maps, images = (found.unflatten(0, (len(VIEWS), -1)).cpu().numpy() for found in (maps[:, 0], images[:, 0]))
+    look = teacher_look(teacher, points)
     figure, axes = plt.subplots(len(points), 2 * len(VIEWS), figsize=(12, 2.1 * len(points)), squeeze=False)
     for shape, row in enumerate(axes):
         for view in range(len(VIEWS)):
             for panel, is_saliency in zip(row[2 * view : 2 * view + 2], (False, True), strict=True):
-                panel.imshow(images[view, shape], cmap="gray")
+                panel.imshow(look.images[view, shape], cmap="gray")
                 if is_saliency:
-                    panel.imshow(maps[view, shape], cmap="inferno", alpha=0.7)
+                    panel.imshow(look.saliency[view, shape], cmap="inferno", alpha=0.7)
                 panel.set_axis_off()
         row[0].set_title(names[shape])
     save_figure(figure, path)
+
+
+def draw_values(points: Tensor, panels: dict[str, Tensor], names: Sequence[str], path: Path) -> None:
+    """Write a PNG with a row per shape and a panel for each kind of value that colours its points.
+
+    Args:
+        points: (B, N, 3) on the CPU, y up.
+        panels: name → (B, N) values, of which the highest hundredth of a shape is brightest, or (B, N, 3) red, green,
+            blue.
+        names: of the shapes.
+        path: the file to write, in an existing folder.
+    """
+    rows = []
+    for shape, name in enumerate(names):
+        row = []
+        for title, values in panels.items():
+            of_shape = values[shape]
+            scale = plt.Normalize(float(of_shape.min()), float(torch.quantile(of_shape, SCALED)), clip=True)
+            colours = of_shape.numpy() if of_shape.ndim == 2 else plt.cm.inferno(scale(of_shape.numpy()))
+            row.append((f"{name}\n{title}", [(points[shape], colours)]))
+        rows.append(row)
+    draw_clouds(rows, path)
+
+
+def draw_clouds(rows: Sequence[Sequence[Panel]], path: Path) -> None:
+    """Write a PNG with a grid of panels, in each of which clouds are drawn over each other."""
+    save_figure(_figure_of(rows)[0], path)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -131,10 +131,41 @@ def save_figure(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
+def _part_panels(points: Tensor, true: Tensor | None, predicted: Tensor, name: str) -> list[Panel]:
+    """Panels of a shape of (N, 3) points with (N,) parts."""
+
+    def coloured(parts: Tensor) -> list[tuple[Tensor, Sequence]]:
+        return [(points, plt.cm.tab10((parts % 10).numpy()))]
+
+    if true is None:
+        return [(f"{name}: predicted parts", coloured(predicted))]
+    wrong = predicted != true
+    return [
+        (f"{name}: true parts", coloured(true)),
+        ("predicted parts", coloured(predicted)),
+        (f"{100 * wrong.float().mean():.1f} % wrong", [(points, [WRONG if error else RIGHT for error in wrong])]),
+    ]
+
+
+def _figure_of(rows: Sequence[Sequence[Panel]]) -> tuple[Figure, Sequence[Sequence[Axes3D]]]:
+    """Draw a grid of panels; a row may be shorter than others."""
+    columns = max(map(len, rows))
+    figure, axes = plt.subplots(
+        *(len(rows), columns), figsize=(3 * columns, 2.6 * len(rows)), subplot_kw={"projection": "3d"}, squeeze=False
+    )
+    for row, panels in zip(axes, rows, strict=True):
+        for axis in row:
+            axis.set_axis_off()
+        for axis, (title, clouds) in zip(row, panels, strict=False):
+            for points, colour in clouds:
+                _scatter(axis, points.reshape(-1, 3), colour)
+            axis.set_title(title)
+    return figure, axes
+
+
 def _scatter(axis: Axes3D, points: Tensor, color: str | Sequence) -> None:
-    x, y, z = points.unbind(-1)
+    x, y, z = points.numpy().T
     axis.scatter(x, -z, y, s=4, c=color, depthshade=False)  # matplotlib's third axis points up
     for set_limits in (axis.set_xlim, axis.set_ylim, axis.set_zlim):
         set_limits(-0.8, 0.8)
     axis.set_box_aspect((1, 1, 1))
-    axis.set_axis_off()

@@ -10,7 +10,7 @@ import torch
 from models import load_encoder
 from tools.evaluation.bank import normalised
 from tools.evaluation.feature_files import Draw, FeatureFile, find_shapes
-from tools.evaluation.figures import draw_shapes
+from tools.evaluation.figures import VISIBLE, Panel, draw_clouds
 from utils.device import choose_device
 from utils.files import sha256_of
 
@@ -76,19 +76,19 @@ def draw_found(
     """Write a PNG with a row per query: it, and what was found; a file that is gone leaves its place empty."""
     draw = Draw(DRAWN_POINTS, found.origin["draw"]["up"], found.origin["draw"]["seed"])
 
-    def cloud(name: str) -> torch.Tensor | None:
+    def panel(title: str, name: str) -> Panel:
         try:
             (shape,) = find_shapes([Path(name)])
-            return draw.read(shape)[0]
+            return title, [(draw.read(shape)[0], VISIBLE)]
         except (OSError, ValueError) as error:
             logger.warning("not drawn: %s", error)
-            return None
+            return title, []
 
-    panels = [
+    rows = [
         [
-            (Path(name).name, cloud(name)),
-            *((f"{cosines[query, row]:.3f} {Path(found.paths[row]).name}", cloud(found.paths[row])) for row in order),
+            panel(Path(name).name, name),
+            *(panel(f"{cosines[query, row]:.3f} {Path(found.paths[row]).name}", found.paths[row]) for row in order),
         ]
         for query, (name, order) in enumerate(zip(names, orders, strict=True))
     ]
-    draw_shapes(panels, path)
+    draw_clouds(rows, path)

@@ -16,7 +16,6 @@ from tools.evaluation.metrics import own_argmax, segmentation_scores
 from utils.distributed import is_main
 from utils.tables import format_table
 
-SHAPES_DRAWN = 6
 SCORES = {"instance mIoU": "instance_mIoU", "class mIoU": "class_mIoU", "point accuracy": "point_accuracy"}
 
 
@@ -46,7 +45,7 @@ def measure(
         model: on `device`.
         loader: over all shapes of a split, in their order.
         device: where to compute.
-        picture: write a PNG of some shapes, one of a category, to this file.
+        picture: write a PNG of the first shape of each category to this file.
 
     Returns:
         What `segmentation_scores` returns, the categories by their names.
@@ -55,8 +54,7 @@ def measure(
     categories = torch.from_numpy(loader.dataset.labels)
     scores = segmentation_scores(predicted, true, categories, parts_of_categories())
     if picture and is_main():
-        _, first = np.unique(loader.dataset.labels, return_index=True)
-        shown = first[:SHAPES_DRAWN]
+        _, shown = np.unique(loader.dataset.labels, return_index=True)
         points = torch.stack([loader.dataset[index][0] for index in shown])
         names = [CATEGORIES[category] for category in categories[shown]]
         draw_parts(points, true[shown], predicted[shown], names, picture)

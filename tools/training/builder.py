@@ -222,7 +222,7 @@ def training_loader(config: dict[str, Any], args: Namespace, least: int = 1) -> 
             f"a batch of {batch_size} clouds (total_bs in the config) gives a process {batch_size // world_size()}, "
             f"and the head's BatchNorm needs {least}; raise it"
         )
-    dataset = build_dataset(_with_seed(entry, args.seed))
+    dataset = build_dataset(with_seed(entry, args.seed))
     if args.select_on == "val":
         dataset = Part(dataset, hold_out(dataset.labels, args.seed)[0])
     if not isinstance(whole(dataset), DrawnDataset):
@@ -242,7 +242,7 @@ def training_loader(config: dict[str, Any], args: Namespace, least: int = 1) -> 
 def evaluation_loader(config: dict[str, Any], name: str, args: Namespace) -> DataLoader:
     """Build the loader over all clouds of `dataset.<name>`, in their order; of several processes each has its share."""
     entry = config["dataset"][name]
-    return _in_order(build_dataset(_with_seed(entry, args.seed)), entry, args)
+    return _in_order(build_dataset(with_seed(entry, args.seed)), entry, args)
 
 
 def test_split(config: dict[str, Any]) -> str:
@@ -273,7 +273,7 @@ def held_out_loaders(config: dict[str, Any], args: Namespace, seed: int) -> tupl
         seed: of the split.
     """
     entry = config["dataset"]["train"]
-    dataset = build_dataset(_with_seed(entry, args.seed))
+    dataset = build_dataset(with_seed(entry, args.seed))
     kept, held = hold_out(dataset.labels, seed)
     return _in_order(Part(dataset, kept), entry, args), _in_order(Part(dataset, held), entry, args)
 
@@ -324,7 +324,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
+def with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
     """Hand the seed to a data set that draws, unless its entry says one."""
     if "seed" not in inspect.signature(DATASETS[config["NAME"]]).parameters:
         return config
