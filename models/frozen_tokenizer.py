@@ -20,7 +20,8 @@ class FrozenTokenizer(DiscreteVAE):
     """A discrete autoencoder whose parameters take no gradient.
 
     Args:
-        ckpt: its checkpoint, ours or the released one; `untrained` leaves the weights random.
+        ckpt: its checkpoint, ours or the released one; `untrained` leaves the weights random, for
+            small experiments and where those of the whole model are loaded.
         statistics: what its BatchNorm layers normalise by while the model around it trains: "batch", those of the
             batch, as released, which moves the running ones; "running", those that it was saved with, as in
             evaluation, so that a cloud's words depend on nothing else.
@@ -42,9 +43,8 @@ class FrozenTokenizer(DiscreteVAE):
             raise ValueError(f"statistics must be 'batch' or 'running', got {statistics!r}")
         self.statistics = statistics
         self.requires_grad_(False)
-        if str(ckpt) == UNTRAINED:
-            warnings.warn(f"the tokenizer is untrained: its words say little; {WHERE} gives it weights", stacklevel=2)
-        else:
+        self.untrained = str(ckpt) == UNTRAINED
+        if not self.untrained:
             self._load(ckpt)
 
     def _load(self, ckpt: str | Path | None) -> None:
@@ -69,4 +69,10 @@ class FrozenTokenizer(DiscreteVAE):
     @torch.no_grad()
     def words(self, group: Group) -> Tensor:
         """Name groups by their best words, without noise: (B, G) int64."""
+        if self.untrained:  # said once, and not where the words are not needed
+            warnings.warn(
+                f"{WHERE} is {UNTRAINED}: unless a checkpoint of the whole model was loaded, its words say little",
+                stacklevel=2,
+            )
+            self.untrained = False
         return self.logits(group).argmax(-1)

@@ -1,4 +1,4 @@
-"""Parity with the official Point-BERT pre-training: names, masks, features, losses, gradients, what a step moves."""
+"""Parity with the official Point-BERT, its pre-training and its segmenter: names, features, losses, gradients."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,14 @@ from models import build_model
 from models.corruption import Corruption, Draws
 from models.masking import block_mask
 from models.point_bert import Point_BERT
+from models.single_scale import group_points
 from tests.golden.fixtures import clouds, coarse_mask, fill_parameters
 from tests.golden_numbers import assert_figure, assert_keys, assert_summary, gradient_norm, load
-from tests.test_golden_point_mae import assert_close, exempt_by_name
+from tests.test_golden_point_mae import SEGMENTER_GRADIENT_TOLERANCE, assert_close, exempt_by_name
 
 LOSS_TOLERANCE, TOTAL_GRADIENT_TOLERANCE, GRADIENT_TOLERANCE = 2e-6, 3e-5, 1e-4
 
-pytestmark = pytest.mark.filterwarnings("ignore:the tokenizer is untrained")
+pytestmark = pytest.mark.filterwarnings("ignore:model.dvae_config.ckpt is untrained")
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +143,29 @@ def test_block_mask(golden, points):
     centers, ratio = model.group(points).centers, np.array(official["ratio"])
     mask = block_mask(centers, torch.tensor(official["seed_index"]), torch.from_numpy((ratio * 64).astype(int)))
     assert [torch.nonzero(row).flatten().tolist() for row in mask] == official["masked_indices"]
+
+
+@pytest.mark.slow
+def test_the_segmenter():
+    golden = load("point_bert_part_segmentation")
+    config = {key: value for key, value in golden["config"].items() if key != "cls_dim"}
+    model = build_model({"NAME": "Point_BERT_SEG", "num_parts": golden["config"]["cls_dim"], **config})
+    assert_keys(model, golden["keys"])
+    assert sum(map(torch.numel, model.parameters())) == golden["params"] == 27_085_874
+    assert exempt_by_name(model) == golden["no_decay_beyond_1d_and_bias"]
+    fill_parameters(model).eval()
+    points, category = clouds(2, 2048, seed=70), torch.tensor([4, 15])
+    group = group_points(points, 128, 32)
+    with torch.no_grad():
+        log_probs = model(points, category)
+        last = model.tap(model.embed(group.neighborhoods), group.centers)[-1]
+    assert_summary(last.transpose(1, 2), golden["last_tap_normed"])
+    assert_summary(log_probs, golden["log_probs"])
+    assert_close(log_probs[:, :5], golden["log_probs_points_0_to_4"])
+    assert log_probs.argmax(-1).flatten().bincount(minlength=50).tolist() == golden["argmax_hist"]
+    model.train().dropout.p = 0.0
+    parts = torch.from_numpy(np.random.RandomState(5).randint(0, 50, (2, 2048)))
+    loss = model.loss(model(points, category), parts)
+    loss.backward()
+    assert_figure(loss, golden["loss_train"], LOSS_TOLERANCE)
+    assert_figure(gradient_norm(model), golden["grad_norm_total"], SEGMENTER_GRADIENT_TOLERANCE)

@@ -26,7 +26,7 @@ MODEL = {
     "dvae_config": {**DVAE, "ckpt": "untrained"},
 }
 
-pytestmark = pytest.mark.filterwarnings("ignore:the tokenizer is untrained")
+pytestmark = pytest.mark.filterwarnings("ignore:model.dvae_config.ckpt is untrained")
 
 
 def small(**transformer) -> Point_BERT:
@@ -347,6 +347,11 @@ def test_a_tokenizer_that_is_not_there_or_another_one_is_refused(tmp_path):
         build_model(dvae(ckpt=str(Path(tmp_path, "other.pth"))))
 
 
-def test_an_untrained_tokenizer_says_so():
-    with pytest.warns(UserWarning, match=r"the tokenizer is untrained.*model\.dvae_config\.ckpt"):
-        build_model(MODEL)
+def test_an_untrained_tokenizer_says_so_where_its_words_are_used(points, recwarn):
+    model = small()
+    model.encode(points)
+    assert not recwarn.list
+    model(points)
+    model(points)
+    (warning,) = recwarn.list
+    assert "model.dvae_config.ckpt is untrained: unless a checkpoint of the whole model" in str(warning.message)

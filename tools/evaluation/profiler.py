@@ -16,9 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import build_model
-from models.dgcnn import DGCNN, NEIGHBOURS
+from models.dgcnn import DGCNN, NEIGHBOURS, GraphPropagation
 from models.masking import draw_mask
-from models.segmenter import Segmenter
+from models.segmenter import CloudAwareSegmenter, Segmenter
 from models.tokenizer import TokenEmbed
 from utils.tables import format_table
 
@@ -28,16 +28,24 @@ CODEBOOK = "codebook"
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
-    "token embedding": r"(?:MAE_encoder\.)?encoder",
-    "encoder blocks": r"(?:MAE_encoder\.)?(?:pos_embed|blocks)|MAE_encoder\.norm|cls_token|cls_pos",
+    "token embedding": r"(?:MAE_encoder\.|transformer_q\.)?(?:encoder|reduce_dim)",
+    "encoder blocks": (
+        r"(?:MAE_encoder\.|transformer_q\.)?(?:pos_embed|blocks|cls_token|cls_pos)"
+        r"|MAE_encoder\.norm|transformer_q\.(?:norm|mask_token)"
+    ),
     "decoder": (
         r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token"
         r"|MAE_decoder(?:\.norm)?|decoder_pos_embed|decoder"
     ),
     "graph network {}": r"dgcnn_(\d+)",
     CODEBOOK: r"codebook",
-    "propagation {}": r"propagations?[._](\d+)",
-    "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
+    "propagation {}": r"(?:propagations?[._]|dgcnn_pro_)(\d+)",
+    "head": (
+        r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs?\d+|bns?\d+"
+        r"|transformer_q\.(?:lm_head|cls_head)"
+    ),
+    "momentum encoder": r"transformer_k\.\w+",
+    "tokenizer (frozen)": r"dvae\.\w+",
 }
 TEACHER = "teacher (frozen)"
 OWN_LAYERS, OWN_PRODUCTS = "head", "back-projection"  # of what a model's forward multiplies itself
@@ -237,7 +245,13 @@ def shared_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         batch, groups, _ = inputs[0].shape
         weights = [layer[0].weight.numel() for layer in module.edge_layers]
         return batch * groups * (NEIGHBOURS - 1) * sum(weights)
-    if isinstance(module, Segmenter):
+    if isinstance(module, GraphPropagation):
+        _, features, _, own = inputs
+        batch, sources, _ = features.shape
+        queries, (first, second) = own.shape[1], (layer[0].weight.numel() for layer in (module.layer1, module.layer2))
+        run = (sources + queries) * first // 2 + queries * second
+        return batch * (queries * NEIGHBOURS * (first + second) - run)
+    if isinstance(module, CloudAwareSegmenter):
         batch, points, _ = inputs[0].shape
         weight = module.convs1.weight
         return batch * (points - 1) * (weight.numel() - weight.shape[0] * module.local_dim)
