@@ -24,7 +24,7 @@ def _point_mae(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _point_bert(state: Mapping[str, Tensor]) -> str | None:
-    if "transformer_q.cls_token" in state:
+    if "transformer_k.cls_token" in state:  # `transformer_q` may have been renamed
         return "a Point-BERT pre-training model"
     if "dgcnn_pro_1.layer1.0.weight" in state:
         return f"a Point-BERT part segmenter with {len(state['conv2.weight'])} parts"

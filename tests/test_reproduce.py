@@ -71,6 +71,9 @@ def leaves(tree: object, path: str) -> list[str]:
 def test_every_published_figure_of_the_methods_has_a_row():
     methods = ("I2P-MAE", "Point-M2AE", "Point-MAE", "Point-NN")
     figures = [leaf for method in methods for leaf in leaves(PUBLISHED[method], method)]
+    figures += [
+        f"Point-BERT.{figure}" for figure in ("svm.modelnet40", "part_seg.class_mIoU", "part_seg.instance_mIoU")
+    ]
     assert sorted(row.key for row in ROWS) == sorted(figures)
 
 
@@ -91,6 +94,7 @@ def test_every_command_parses_and_its_config_loads(row, way, here):
         "I2P-MAE": ("Point_M2AE_SEG",) if "part_seg" in row.key else ("I2P_MAE",),
         "Point-M2AE": ("Point_M2AE",),
         "Point-MAE": ("Point_MAE", "PointTransformer"),
+        "Point-BERT": ("Point_BERT",),
         "Point-NN": ("Point_NN",),
     }
     assert config.model.NAME.startswith(names[row.method])
@@ -411,6 +415,8 @@ def test_the_document_ends_with_what_the_module_generates(costs, monkeypatch):
         ("point-mae/scan_pb", 22_093_327, 4.76),
         ("point-mae/modelnet40", 22_099_752, 2.39),
         ("point-mae/pre-train", 29_006_432, 2.02),
+        ("point-bert/pre-train", 78_566_683, None),
+        ("point-bert/part-segmentation", 27_085_874, 10.42),
     ],
 )
 def test_the_shipped_models_cost_what_the_document_says(costs, config, parameters, macs):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import build_model
 from models.dgcnn import DGCNN, NEIGHBOURS, GraphPropagation
+from models.frozen_tokenizer import UNTRAINED
 from models.masking import draw_mask
+from models.point_bert import Point_BERT
 from models.segmenter import CloudAwareSegmenter, Segmenter
 from models.tokenizer import TokenEmbed
 from utils.tables import format_table
@@ -108,6 +111,8 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
         mask = draw_mask(torch.zeros(1, model.num_groups[-1]), model.num_visible, generator)
         level = "coarse " if len(model.num_groups) > 1 else ""
         stages, what = profile(model, points, mask), f"forward, {model.num_visible} {level}tokens visible"
+    elif "train" in config["dataset"] and isinstance(model, Point_BERT):
+        stages, what = profile(model, points, forward=partial(model, generator=generator)), "forward, all three passes"
     else:
         stages, what = profile(model, points, forward=model.encode), "encode"
     total = sum_up([stage for stage in stages if stage.name != TEACHER])
@@ -124,11 +129,14 @@ def cloud_size(config: dict[str, Any], source: str) -> int:
 
 
 def build_untrained(config: dict[str, Any]) -> nn.Module:
-    """Build a model whose teacher, if it has one, has random weights: what they are changes no count."""
+    """Build a model whose teacher or tokenizer, if it has one, has random weights: what they are changes no count."""
     teacher = config.get("clip_config") or {}
     if teacher.get("visual_encoder") is not None:
         logger.info("the teacher is profiled with random weights: nothing is downloaded")
         config = {**config, "clip_config": {**teacher, "pretrained": "untrained"}}
+    if "dvae_config" in config:
+        logger.info("the tokenizer is profiled with random weights: no file is needed")
+        config = {**config, "dvae_config": {**config["dvae_config"], "ckpt": UNTRAINED}}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "the 2D teacher is untrained")
         return build_model(config)
@@ -156,7 +164,8 @@ def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | 
     if (teacher := getattr(model, "teacher", None)) is not None:
         parameters[TEACHER] = sum(parameter.numel() for parameter in teacher.parameters())
         units.append((teacher, TEACHER))
-    with torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter:
+    with torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "model.dvae_config.ckpt is untrained")
         (forward or model)(*inputs)
     order = [*STAGES, OWN_PRODUCTS, TEACHER]
     names = sorted({**parameters, **counter.products}, key=lambda name: order.index(re.sub(r"\d+", "{}", name)))
