@@ -149,6 +149,8 @@ def test_features_are_probed_without_the_tokenizers_file(here, pretrained, recwa
     write_config(here, FEATURES, moved)
     assert run(FEATURES, "--test_svm", "modelnet40", "--ckpts", pretrained) == 0
     assert 0 <= results_of(FEATURES)["linear SVM"]["accuracy"] <= 100
+    assert run(FEATURES, "--test_bank", "--ckpts", pretrained, "--exp_name", "bank") == 0
+    assert 0 <= results_of(FEATURES, "bank")["memory bank"]["accuracy"] <= 100
     assert not [warning for warning in recwarn.list if "ckpt" in str(warning.message)]
 
 
