@@ -227,6 +227,10 @@ def test_a_plan_to_train_counts_on_what_its_earlier_rows_make(here):
     for row in ROWS:
         publish(row)
     outcomes = {outcome.row.key: outcome for outcome in plan(ROWS, Setup(train=True))}
+    lacking = {key for key, outcome in outcomes.items() if outcome.status != "ready"}
+    assert lacking == {key for key in outcomes if key.startswith("Point-BERT.")}  # nothing here pre-trains it
+    touch(here / "ckpts/point-bert_pre-train.pth")
+    outcomes = {outcome.row.key: outcome for outcome in plan(ROWS, Setup(train=True))}
     assert {outcome.status for outcome in outcomes.values()} == {"ready"}
     own = "experiments/fine-tuning/modelnet40/reproduce/ckpt-best.pth"
     assert outcomes["I2P-MAE.finetune.modelnet40_vote"].command.endswith(f"--vote --exp_name reproduce --ckpts {own}")
