@@ -11,6 +11,8 @@ from models.discrete_vae import DiscreteVAE
 from models.feature_encoder import Encoder, load_encoder
 from models.i2p_mae import I2P_MAE
 from models.part_segmenter import PartSegmenter
+from models.point_bert import Point_BERT
+from models.point_bert_segmenter import PointBertSegmenter
 from models.point_m2ae import Point_M2AE
 from models.point_mae import Point_MAE
 from models.point_nn import Point_NN
@@ -32,6 +34,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "PointTransformer": PointTransformer,
     "Point_MAE_SEG": PointTransformerSegmenter,
     "DiscreteVAE": DiscreteVAE,
+    "Point_BERT": Point_BERT,
+    "Point_BERT_SEG": PointBertSegmenter,
     "Point_NN": Point_NN,
 }
 

@@ -10,6 +10,7 @@ from models.tokenizer import take
 NEIGHBOURS = 4
 NORM_GROUPS = 4
 SLOPE = 0.2  # of LeakyReLU
+PROPAGATED_DIM = 512  # between the two layers that carry features to other points
 
 
 class EdgeConv(nn.Sequential):
@@ -79,3 +80,32 @@ class DGCNN(nn.Module):
             x = layer(x, x, index)
             taken.append(x)
         return self.layer5(torch.cat(taken, dim=-1).transpose(1, 2)).transpose(1, 2)
+
+
+class GraphPropagation(nn.Module):
+    """Carries features along a graph: from sources to queries, then among the queries.
+
+    Args:
+        dim: channels of sources, queries and result, a multiple of 4.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.layer1 = EdgeConv(dim, PROPAGATED_DIM)
+        self.layer2 = EdgeConv(PROPAGATED_DIM, dim)
+
+    def forward(self, sources: Tensor, features: Tensor, queries: Tensor, own: Tensor) -> Tensor:
+        """Carry features.
+
+        Args:
+            sources: (B, M, 3) coordinates, M at least 4.
+            features: (B, M, dim) of the sources.
+            queries: (B, Q, 3) coordinates, Q at least 4.
+            own: (B, Q, dim) of the queries.
+
+        Returns:
+            (B, Q, dim).
+        """
+        nearest = KNN(NEIGHBOURS, transpose_mode=True)
+        own = self.layer1(features, own, nearest(sources, queries)[1])
+        return self.layer2(own, own, nearest(queries, queries)[1])

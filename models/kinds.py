@@ -24,6 +24,10 @@ def _point_mae(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _point_bert(state: Mapping[str, Tensor]) -> str | None:
+    if "transformer_k.cls_token" in state:  # `transformer_q` may have been renamed
+        return "a Point-BERT pre-training model"
+    if "dgcnn_pro_1.layer1.0.weight" in state:
+        return f"a Point-BERT part segmenter with {len(state['conv2.weight'])} parts"
     return "a Point-BERT discrete autoencoder" if "codebook" in state else None
 
 
@@ -47,4 +51,4 @@ def _classes(state: Mapping[str, Tensor]) -> int:
     return len(state[layers[-1]]) if layers else 0
 
 
-FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_mae, _point_bert, _hierarchical)
+FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_bert, _point_mae, _hierarchical)

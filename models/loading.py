@@ -24,6 +24,15 @@ POINT_MAE_LEFTOVER = {
     **dict.fromkeys(("mask_token", "MAE_decoder.", "decoder_pos_embed.", "increase_dim."), "decoder"),
     **dict.fromkeys(POINT_MAE_CLASSIFIER_HEAD + POINT_MAE_SEGMENTER_HEAD, "heads"),
 }
+POINT_BERT_SEGMENTER_HEAD = ("propagation_", "dgcnn_pro_", "conv1.", "conv2.", "bn1.")
+POINT_BERT_LEFTOVER = {
+    **dict.fromkeys(("lm_head.", "cls_head."), "heads"),
+    "mask_token": "mask token",
+    "transformer_k.": "momentum encoder",
+    "queue": "queue of keys",
+    "dvae.": "tokenizer",
+    **dict.fromkeys(POINT_BERT_SEGMENTER_HEAD, "heads"),
+}
 
 
 def loading_rules(new: tuple[str, ...] = ()) -> LoadingRules:
@@ -52,5 +61,20 @@ def point_mae_rules(new: tuple[str, ...] = ()) -> LoadingRules:
         leftover=POINT_MAE_LEFTOVER,
         renamed={"MAE_encoder.": "", "base_model.": ""},
         start_from="a Point-MAE pre-training model with the same encoder",
+        kind=kind_of,
+    )
+
+
+def point_bert_rules(new: tuple[str, ...] = ()) -> LoadingRules:
+    """Rules of a model with Point-BERT's encoder, which a pre-training checkpoint holds as `transformer_q`.
+
+    Args:
+        new: prefixes of its head, which a pre-training checkpoint has not.
+    """
+    return LoadingRules(
+        new=new,
+        leftover=POINT_BERT_LEFTOVER,
+        renamed={"transformer_q.": "", "base_model.": ""},
+        start_from="a Point-BERT pre-training model with the same encoder",
         kind=kind_of,
     )

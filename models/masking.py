@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from extensions.knn_cuda import KNN
+
 
 def draw_mask(logits: Tensor, num_visible: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw the visible tokens without replacement, with probabilities softmax(logits).
@@ -38,10 +40,61 @@ def draw_block_mask(centers: Tensor, num_visible: int, generator: torch.Generato
         (B, G) bool, True = masked.
     """
     batch, groups, _ = centers.shape
-    seed = torch.randint(groups, (batch, 1, 1), generator=generator, device=centers.device)
-    distance = (centers - centers.gather(1, seed.expand(-1, -1, 3))).norm(dim=-1)  # (B, G)
-    masked = distance.topk(groups - num_visible, dim=1, largest=False).indices
-    return torch.zeros_like(distance, dtype=torch.bool).scatter_(1, masked, True)
+    seeds = torch.randint(groups, (batch,), generator=generator, device=centers.device)
+    return block_mask(centers, seeds, torch.full_like(seeds, groups - num_visible))
+
+
+def block_mask(centers: Tensor, seeds: Tensor, num_masked: Tensor) -> Tensor:
+    """Mask the tokens nearest to the centre of a given one, itself included.
+
+    Args:
+        centers: (B, G, 3).
+        seeds: (B,) int64, the token of each cloud around which the others are masked.
+        num_masked: (B,) int, how many are.
+
+    Returns:
+        (B, G) bool, True = masked.
+    """
+    groups = centers.shape[1]
+    around = centers.gather(1, seeds.view(-1, 1, 1).expand(-1, -1, 3))  # (B, 1, 3)
+    _, nearest = KNN(groups, transpose_mode=True)(centers, around)  # (B, 1, G), all of them, in order
+    among = torch.arange(groups, device=centers.device) < num_masked.unsqueeze(1)  # (B, G)
+    return torch.zeros_like(among).scatter(1, nearest.squeeze(1), among)
+
+
+def draw_block_masks(centers: Tensor, mask_ratio: Sequence[float], generator: torch.Generator | None = None) -> Tensor:
+    """Mask another share of each cloud's tokens, those nearest to one that is drawn uniformly, itself included.
+
+    Args:
+        centers: (B, G, 3).
+        mask_ratio: the least and the largest share, between which each cloud's is drawn uniformly.
+        generator: source of randomness on the device of `centers`; None = PyTorch's own.
+
+    Returns:
+        (B, G) bool, True = masked.
+    """
+    batch, groups, _ = centers.shape
+    ratio = torch.empty(batch, device=centers.device).uniform_(*mask_ratio, generator=generator)
+    seeds = torch.randint(groups, (batch,), generator=generator, device=centers.device)
+    return block_mask(centers, seeds, (ratio * groups).int())
+
+
+def draw_masks_of_one_ratio(
+    shape: Sequence[int], mask_ratio: Sequence[float], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """Mask each token of a batch with the same probability, which is drawn between two shares.
+
+    Args:
+        shape: (B, G).
+        mask_ratio: the least and the largest probability.
+        device: where to draw.
+        generator: source of randomness on `device`; None = PyTorch's own.
+
+    Returns:
+        (B, G) bool, True = masked.
+    """
+    ratio = torch.empty(1, 1, device=device).uniform_(*mask_ratio, generator=generator)
+    return torch.rand(*shape, generator=generator, device=device) < ratio
 
 
 def count_visible(mask_ratio: float, num_tokens: int) -> int:

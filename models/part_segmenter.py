@@ -11,13 +11,13 @@ from models.encoded import Encoded, encoded
 from models.encoder import HierarchicalEncoder, check_encoder
 from models.loading import SEGMENTER_HEAD, loading_rules
 from models.propagation import PointPropagation
-from models.segmenter import CATEGORY_DIM, Segmenter, category_embedding, check_segmenter, log_probabilities
+from models.segmenter import CATEGORY_DIM, CloudAwareSegmenter, category_embedding, check_segmenter, log_probabilities
 from models.tokenizer import Group, group_levels
 
 HEAD_DIMS = (1024, 512, 256)
 
 
-class PartSegmenter(Segmenter):
+class PartSegmenter(CloudAwareSegmenter):
     """Gives every point of a cloud, whose category is known, the log-probability of each part.
 
     Args:

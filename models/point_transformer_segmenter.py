@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.encoded import Encoded, encoded
 from models.loading import POINT_MAE_SEGMENTER_HEAD, point_mae_rules
 from models.propagation import PointPropagation
-from models.segmenter import CATEGORY_DIM, Segmenter, category_embedding, check_segmenter, log_probabilities
+from models.segmenter import CATEGORY_DIM, CloudAwareSegmenter, category_embedding, check_segmenter, log_probabilities
 from models.single_scale import SingleScaleEncoder, check_groups, check_token_width, group_points, mean_beside_max
 from models.tokenizer import Group
 
@@ -19,7 +19,7 @@ HEAD_DIMS = (512, 256)
 NUM_TAPS = 3
 
 
-class PointTransformerSegmenter(SingleScaleEncoder, Segmenter):
+class PointTransformerSegmenter(SingleScaleEncoder, CloudAwareSegmenter):
     """Gives every point of a cloud, whose category is known, the log-probability of each part.
 
     Args:

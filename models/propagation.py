@@ -99,18 +99,30 @@ class PointPropagation(nn.Module):
     Args:
         dim: channels of the tokens.
         point_dims: channels of the two layers.
+        given_dim: channels of what is given of the points beside their coordinates.
     """
 
-    def __init__(self, dim: int, point_dims: Sequence[int]):
+    def __init__(self, dim: int, point_dims: Sequence[int], given_dim: int = 0):
         super().__init__()
         wide, out = point_dims
-        self.mlp_convs = nn.ModuleList([nn.Conv1d(3 + dim, wide, 1), nn.Conv1d(wide, out, 1)])
+        self.mlp_convs = nn.ModuleList([nn.Conv1d(given_dim + 3 + dim, wide, 1), nn.Conv1d(wide, out, 1)])
         self.mlp_bns = nn.ModuleList([nn.BatchNorm1d(wide), nn.BatchNorm1d(out)])
 
-    def forward(self, points: Tensor, centers: Tensor, tokens: Tensor) -> Tensor:
-        """Carry (B, G, dim) tokens at (B, G, 3) centres to (B, N, 3) points; returns (B, point_dims[-1], N)."""
+    def forward(self, points: Tensor, centers: Tensor, tokens: Tensor, given: Tensor | None = None) -> Tensor:
+        """Carry tokens to points.
+
+        Args:
+            points: (B, N, 3).
+            centers: (B, G, 3) of the tokens.
+            tokens: (B, G, dim).
+            given: (B, N, given_dim), which stands before the coordinates; None where there is nothing.
+
+        Returns:
+            (B, point_dims[-1], N).
+        """
+        own = points if given is None else torch.cat([given, points], dim=-1)
         interpolated = interpolate_features(points, centers, tokens)
-        x = torch.cat([points, interpolated], dim=-1).transpose(1, 2)  # (B, 3 + dim, N)
+        x = torch.cat([own, interpolated], dim=-1).transpose(1, 2)  # (B, given_dim + 3 + dim, N)
         for conv, bn in zip(self.mlp_convs, self.mlp_bns, strict=True):
             x = F.relu(bn(conv(x)), inplace=True)
         return x

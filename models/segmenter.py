@@ -16,19 +16,13 @@ class Segmenter(nn.Module):
     Attributes:
         num_parts: parts of all categories together.
         num_categories: categories of shapes.
-        local_dim: channels of a point's own features, among the input of `convs1`.
-        local_first: whether they stand before those of the cloud there.
     """
 
     num_parts: int
     num_categories: int
-    local_dim: int
-    local_first: ClassVar[bool] = False
-    label_conv: nn.Sequential
-    convs1: nn.Conv1d
 
-    def embed_category(self, category: Tensor, points: Tensor) -> Tensor:
-        """Embed the categories of (B, N, 3) points; returns (B, CATEGORY_DIM).
+    def one_hot(self, category: Tensor, points: Tensor) -> Tensor:
+        """The categories of (B, N, 3) points as (B, num_categories).
 
         Args:
             category: (B,) int from 0 to num_categories − 1, or (B, num_categories) one-hot.
@@ -43,7 +37,29 @@ class Segmenter(nn.Module):
                 f"({len(points)}, {self.num_categories})"
             )
         one_hot = category if category.ndim == 2 else F.one_hot(category.long(), self.num_categories)
-        return self.label_conv(one_hot.to(points.dtype).unsqueeze(-1)).squeeze(-1)
+        return one_hot.to(points.dtype)
+
+    def loss(self, log_probs: Tensor, parts: Tensor) -> Tensor:
+        """Negative log-likelihood of (B, N) parts under (B, N, num_parts) log-probabilities, mean over all points."""
+        return F.nll_loss(log_probs.flatten(0, 1), parts.flatten())
+
+
+class CloudAwareSegmenter(Segmenter):
+    """A segmenter that mixes features of the whole cloud into those of each point.
+
+    Attributes:
+        local_dim: channels of a point's own features, among the input of `convs1`.
+        local_first: whether they stand before those of the cloud there.
+    """
+
+    local_dim: int
+    local_first: ClassVar[bool] = False
+    label_conv: nn.Sequential
+    convs1: nn.Conv1d
+
+    def embed_category(self, category: Tensor, points: Tensor) -> Tensor:
+        """Embed the categories of (B, N, 3) points, given as for `one_hot`; returns (B, CATEGORY_DIM)."""
+        return self.label_conv(self.one_hot(category, points).unsqueeze(-1)).squeeze(-1)
 
     def mix(self, of_cloud: Tensor, local: Tensor) -> Tensor:
         """`convs1` over the concatenation of both, the part of the cloud computed once a cloud, not once a point.
@@ -62,10 +78,6 @@ class Segmenter(nn.Module):
             for_cloud, for_point = self.convs1.weight.split(sizes, dim=1)
         shared = F.linear(of_cloud, for_cloud.squeeze(-1), self.convs1.bias)
         return F.conv1d(local, for_point) + shared.unsqueeze(-1)
-
-    def loss(self, log_probs: Tensor, parts: Tensor) -> Tensor:
-        """Negative log-likelihood of (B, N) parts under (B, N, num_parts) log-probabilities, mean over all points."""
-        return F.nll_loss(log_probs.flatten(0, 1), parts.flatten())
 
 
 def category_embedding(num_categories: int) -> nn.Sequential:

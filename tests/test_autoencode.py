@@ -16,7 +16,7 @@ from tests.test_discrete_vae import SMALL
 from tools.evaluation import reconstruction
 from tools.evaluation.reconstruction import reconstruction_scores, scores
 from tools.runner_autoencode import DISTANCE
-from tools.training.annealing import KL_BEGINS, annealed
+from tools.training.annealing import KL_BEGINS, annealed, set_batchnorm_momentum
 from tools.training.report import ACCURACY
 from utils.config import load_config
 
@@ -42,6 +42,17 @@ def test_temperature_and_weight_follow_the_released_schedules():
     weights = [annealed(config.kldweight, update, begins=KL_BEGINS) for update in updates]
     np.testing.assert_allclose(temperatures, golden["temperature"], rtol=1e-8)
     np.testing.assert_allclose(weights, golden["kld_weight"], rtol=1e-6, atol=1e-18)
+
+
+def test_the_momentum_of_batch_norm_falls_in_steps_to_its_lowest():
+    """max(.01, .1 · .5^⌊epoch / 20⌋), of all kinds of BatchNorm and of no other layer."""
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.BatchNorm2d(2), nn.SyncBatchNorm(2)), nn.GroupNorm(1, 2))
+    settings = load_config(ROOT / "cfgs/point-bert/part-segmentation.yaml").bn_momentum
+    expected = {0: 0.1, 19: 0.1, 20: 0.05, 39: 0.05, 40: 0.025, 60: 0.0125, 79: 0.0125, 80: 0.01, 299: 0.01}
+    for epoch, momentum in expected.items():
+        set_batchnorm_momentum(model, settings, epoch)
+        assert [layer.momentum for layer in (model[0], *model[1])] == [pytest.approx(momentum)] * 3
+    assert not hasattr(model[2], "momentum")
 
 
 def test_scores_are_those_of_a_search_in_a_tree():

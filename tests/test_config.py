@@ -83,6 +83,33 @@ POINT_MAE = {
 POINT_TRANSFORMER = TRANSFORMER | {"NAME": "PointTransformer", "cls_dim": 40, "group_size": 32, "num_group": 64}
 POINT_TRANSFORMER_SCAN = POINT_TRANSFORMER | {"cls_dim": 15, "num_group": 128}
 POINT_NN = {"NAME": "Point_NN", "stages": 4, "k": 90, "alpha": 1000, "beta": 100, "normalise": "batch"}
+DVAE = {
+    "group_size": 32,
+    "num_group": 64,
+    "num_tokens": 8192,
+    **dict.fromkeys(("encoder_dims", "tokens_dims", "decoder_dims"), 256),
+}
+DVAE_FILE = "experiments/point-bert/dvae/dvae/ckpt-best.pth"
+POINT_BERT = {
+    "NAME": "Point_BERT",
+    "m": 0.999,
+    "T": 0.07,
+    "K": 16384,
+    "transformer_config": {
+        "mask_ratio": [0.25, 0.45],
+        "mask_rand": False,
+        "trans_dim": 384,
+        "depth": 12,
+        "drop_path_rate": 0.1,
+        "cls_dim": 512,
+        "replace_pob": 0,
+        "num_heads": 6,
+        "moco_loss": False,
+        "dvae_loss": True,
+        "cutmix_loss": True,
+        "return_all_tokens": False,
+    },
+}
 MODELS = {
     "pre-training/i2p-mae": I2P_PRETRAIN | {"clip_config": {"visual_encoder": "ViT-B/16", "feat_dim": 512}},
     "pre-training/point-m2ae": M2AE_PRETRAIN,
@@ -114,13 +141,13 @@ MODELS = {
     "point-mae/part-segmentation": TRANSFORMER
     | {"NAME": "Point_MAE_SEG", "num_parts": 50, "num_categories": 16, "group_size": 32, "num_group": 128},
     "point-nn/part-segmentation": POINT_NN | {"dim": 144, "neighbours": 6},
-    "point-bert/dvae": {
-        "NAME": "DiscreteVAE",
-        "group_size": 32,
-        "num_group": 64,
-        "num_tokens": 8192,
-        **dict.fromkeys(("encoder_dims", "tokens_dims", "decoder_dims"), 256),
-    },
+    "point-bert/dvae": {"NAME": "DiscreteVAE", **DVAE},
+    "point-bert/pre-train": POINT_BERT | {"dvae_config": DVAE | {"ckpt": DVAE_FILE, "statistics": "batch"}},
+    "point-bert/linear-svm_modelnet40": POINT_BERT
+    | {"dvae_config": DVAE | {"ckpt": "untrained", "statistics": "batch"}},
+    "point-bert/part-segmentation": TRANSFORMER
+    | {"NAME": "Point_BERT_SEG", "num_parts": 50, "num_categories": 16, "group_size": 32, "num_group": 128}
+    | {"encoder_dims": 256},
 }
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -151,7 +178,10 @@ TRAINING = {
     "point-mae/few-shot": FEW_SHOT_TRAINING,
     "point-mae/part-segmentation": PART_TRAINING,
     "point-bert/dvae": (5e-4, 300, 300, 64, None, None, "none"),
+    "point-bert/pre-train": (5e-4, 300, 300, 128, 1024, None, "scale_and_translate"),
+    "point-bert/part-segmentation": (5e-4, 300, 299, 16, None, None, "scale_and_translate_small"),
 }
+WARM_UP = {"point-bert/pre-train": 3}  # of all others 10
 WEIGHT_DECAY = {"point-bert/dvae": 5e-4}  # of all others 0.05
 SVM_C = {
     "pre-training/i2p-mae": 0.01,
@@ -163,6 +193,8 @@ SVM_C = {
     "point-mae/pre-train": 0.01,
     "point-mae/linear-svm_modelnet40": 0.01,
     "point-mae/linear-svm_scan_obj-bg": 0.01,
+    "point-bert/pre-train": 1,
+    "point-bert/linear-svm_modelnet40": 1,
 }
 
 
@@ -216,6 +248,12 @@ DATA = {
         for split, subset in (("train", "trainval"), ("test", "test"))
     },
     "point-bert/dvae": halves("", "subset", SHAPENET, npoints=1024),
+    "point-bert/pre-train": {
+        "train": SHAPENET | {"others": {"subset": "whole", "npoints": 1024}},
+        **halves("svm_", "subset", MODELNET),
+    },
+    "point-bert/linear-svm_modelnet40": MODELNET_SVM,
+    "point-bert/part-segmentation": SEGMENTATION,
 }
 for method in ("", "point-m2ae_"):
     DATA |= {
@@ -259,7 +297,7 @@ def test_shipped_training_is_the_released_one(name: str) -> None:
     lr, epochs, max_epoch, total_bs, npoints, clip, augmentation = TRAINING[name]
     config = load_config(CFGS / f"{name}.yaml")
     assert config.optimizer == {"type": "AdamW", "kwargs": {"lr": lr, "weight_decay": WEIGHT_DECAY.get(name, 0.05)}}
-    assert config.scheduler == {"type": "CosLR", "kwargs": {"epochs": epochs, "initial_epochs": 10}}
+    assert config.scheduler == {"type": "CosLR", "kwargs": {"epochs": epochs, "initial_epochs": WARM_UP.get(name, 10)}}
     assert (config.total_bs, config.get("npoints"), config.max_epoch) == (total_bs, npoints, max_epoch)
     assert (config.grad_norm_clip, config.augmentation, config.step_per_update) == (clip, augmentation, 1)
 
@@ -279,7 +317,14 @@ def test_a_bank_sees_1024_points_as_released(name: str) -> None:
 
 @pytest.mark.parametrize("name", SVM_C)
 def test_shipped_svm_is_the_released_one(name: str) -> None:
-    assert SVM_C[name] == load_config(CFGS / f"{name}.yaml").svm.C
+    solver = "LinearSVC" if name.startswith("point-bert/") else "SVC"
+    assert load_config(CFGS / f"{name}.yaml").svm == {"C": SVM_C[name], "every": 1, "solver": solver}
+
+
+def test_the_momentum_of_batch_norm_falls_in_point_berts_part_segmentation_alone() -> None:
+    settings = {name: load_config(CFGS / f"{name}.yaml").get("bn_momentum") for name in MODELS}
+    found = {name: value for name, value in settings.items() if value}
+    assert found == {"point-bert/part-segmentation": {"start": 0.1, "decay": 0.5, "every": 20, "lowest": 0.01}}
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -360,7 +405,7 @@ def test_the_same_base_twice_is_no_cycle(tmp_path: Path) -> None:
 def test_defaults_are_filled_and_own_values_kept(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL | {"svm": {"C": 3}}))
     assert (config.step_per_update, config.grad_norm_clip, config.augmentation) == (1, None, "scale_and_translate")
-    assert config.svm == {"C": 3, "every": 1}
+    assert config.svm == {"C": 3, "every": 1, "solver": "SVC"}
 
 
 def test_defaults_are_not_shared_between_configs(tmp_path: Path) -> None:
@@ -393,6 +438,7 @@ def test_floats_without_a_point_are_numbers(tmp_path: Path, text: str, value: fl
         ({"augmentation": ["scale_and_rotate"]}, "augmentation = ['scale_and_rotate']"),
         ({"svm": {"C": float("nan")}}, "svm.C = nan"),
         ({"svm": {"every": 0}}, "svm.every = 0"),
+        ({"bn_momentum": {"start": 0.1, "decay": 0.5, "every": 20}}, "missing key 'bn_momentum.lowest'"),
         ({"svm": 0.01}, "svm = 0.01"),
         ({"optimizer": None}, "optimizer = None"),
         ({"optimizer": {"type": "AdamW"}}, "missing key 'optimizer.kwargs'"),

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from argparse import Namespace
+from functools import partial
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
@@ -25,9 +26,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, TensorDataset
 
 from main import EXIT_STOPPED
+from models import build_model
 from models.classifier import Classifier
+from models.corruption import Corruption, Draws
 from tests.playground import CONFIGS, REPOSITORY, changed, make_playground, results_of, run, write_config
 from tests.playground import results_of_folder as read_results
+from tests.test_point_bert import MODEL as POINT_BERT
 from tests.test_pretraining_models import SMALL, i2p_mae, point_m2ae
 from tools import runner_pretrain
 from tools.evaluation import classification
@@ -171,6 +175,51 @@ def test_pretraining_in_two_processes_takes_the_step_of_one(build, tmp_path):
     expected = pretrain(build, clouds(4), coarse_masks(4))
     for share in in_two_processes(tmp_path, pretrain, build, clouds(4), coarse_masks(4)):
         assert distance(share, expected) < 1e-6
+
+
+def draws_of(rows: slice) -> Draws:
+    """Masks of some of four clouds, the more the later the cloud; nothing is mixed, or the batch would decide it."""
+    counts = torch.tensor([1, 2, 5, 6])
+    masks = [(torch.arange(8) + shift) % 8 < counts[rows].unsqueeze(1) for shift in range(3)]
+    return Draws(*map(Corruption, masks), torch.ones(len(counts[rows])), torch.ones_like(masks[0]))
+
+
+def pretrain_point_bert(updates: int = 1, **losses: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What updates change in the parameters, the queue, and where it goes on; a loader would deal the clouds so."""
+    torch.manual_seed(0)
+    config = {**POINT_BERT, "transformer_config": {**POINT_BERT["transformer_config"], "cutmix_loss": False, **losses}}
+    model = frozen(build_model(config))
+    rows = slice(rank(), None, world_size())
+    model.draw = lambda *_: draws_of(rows)
+    network = parallel(model, PLAIN)
+
+    def step(batch):
+        return over_all_processes(network(*batch), model.num_tokens)
+
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    for _ in range(updates):
+        changes(network, (clouds(4)[rows],), 1, step)
+    return nn.utils.parameters_to_vector(model.parameters()).detach() - before, model.queue, model.queue_ptr
+
+
+@pytest.mark.filterwarnings("ignore:model.dvae_config.ckpt is untrained")
+@pytest.mark.parametrize("losses", [{"moco_loss": True}, {}], ids=["words and contrast", "words alone"])
+def test_point_bert_in_two_processes_takes_the_steps_of_one_and_has_the_keys_of_both(losses, tmp_path):
+    change, queue, pointer = pretrain_point_bert(2, **losses)
+    assert pointer.tolist() == [8]
+    for found in in_two_processes(tmp_path, partial(pretrain_point_bert, 2, **losses)):
+        assert distance(found[0], change) < 1e-9
+        torch.testing.assert_close(found[1], queue, rtol=0, atol=1e-9)
+        assert found[2].tolist() == [8]
+
+
+def point_bert_with_too_many_keys(points):
+    with pytest.raises(ValueError, match=r"12 keys, is no multiple of the batch of all processes, 8 clouds"):
+        build_model(POINT_BERT).double()(points[rank() :: 2])
+
+
+def test_the_queue_has_to_hold_batches_of_all_processes(tmp_path):
+    in_two_processes(tmp_path, point_bert_with_too_many_keys, clouds(8))
 
 
 def unweighed(values, _):

@@ -13,6 +13,7 @@ from utils.config import load_config
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path.relative_to(ROOT) for path in ROOT.glob("cfgs/*/*.yaml") if path.parent.name != "dataset")
 LEARNED = [name for name in MODELS if name != "Point_NN"]  # which has no parameters
+POINT_BERT = {"dvae_config": {"ckpt": "untrained"}}
 I2P = {"NAME": "I2P_MAE", "clip_config": {"visual_encoder": None, "feat_dim": 8}}
 
 
@@ -23,6 +24,8 @@ def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
     config = load_config(path).model
     if "clip_config" in config and config.clip_config.visual_encoder is not None:
         config.clip_config.pretrained = "untrained"  # the released one has CLIP's weights, which are downloaded
+    if "dvae_config" in config:
+        config.dvae_config.ckpt = "untrained"  # the released one names a file
     with torch.random.fork_rng():
         model = build_model(config)
     assert any(True for _ in model.parameters()) == (config.NAME in LEARNED)
@@ -34,6 +37,7 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
     settings = {
         "I2P_MAE": I2P | {"drop_path_rate": 0.28},
         "Point_MAE": {"transformer_config": {"drop_path_rate": 0.28}},
+        "Point_BERT": POINT_BERT | {"transformer_config": {"drop_path_rate": 0.28}},
         "PointTransformer": {"cls_dim": 2, "drop_path_rate": 0.28},
     }
     with torch.device("meta"):
@@ -43,6 +47,7 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
         for part, blocks in model.named_children()
     }
     depths = {"h_encoder": 15, "h_decoder": 2, "MAE_encoder": 12, "blocks": 12, "MAE_decoder": 4}
+    depths |= {"transformer_q": 12, "transformer_k": 12}
     stacks = {part: found for part, found in rates.items() if found}
     assert stacks
     for part, found in stacks.items():
@@ -52,8 +57,9 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_norms_of_every_model_have_the_released_settings(name):
+    settings = {"I2P_MAE": I2P, "PointTransformer": {"cls_dim": 2}, "Point_BERT": POINT_BERT}
     with torch.device("meta"):
-        model = build_model({"I2P_MAE": I2P, "PointTransformer": {"cls_dim": 2}}.get(name, {}) | {"NAME": name})
+        model = build_model(settings.get(name, {}) | {"NAME": name})
     batch_norms = {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
     assert batch_norms == {(0.1, 1e-5)}
     assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)} == {1e-5}
@@ -91,6 +97,14 @@ def test_all_kinds_of_configs_are_shipped():
         (
             {"NAME": "Point_MAE", "transformer_config": {"mask_rato": 0.5}},
             r"model\.transformer_config\.mask_rato'; did you mean 'mask_ratio'",
+        ),
+        (
+            {"NAME": "Point_BERT", "dvae_config": {"statistics": "none"}},
+            r"model\.dvae_config\.statistics is 'none'; expected .*'batch', 'running'",
+        ),
+        (
+            {"NAME": "Point_BERT", "dvae_config": {"num_token": 8}},
+            r"dvae_config\.num_token'; did you mean 'num_tokens'",
         ),
         ({"NAME": "Point_MAE", "loss": "emd"}, r"model\.loss is 'emd'; expected .*'cdl1', 'cdl2'"),
         ({"NAME": "PointTransformer"}, r"model lacks cls_dim"),

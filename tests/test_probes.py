@@ -54,9 +54,10 @@ def test_nearest_neighbours_refuse_features_that_are_not_finite(features):
         knn_accuracy(*features, k=1)
 
 
-def test_probe_measures_each_way_on_the_same_features(features):
-    results = probe(features, C=0.5)
-    assert results["accuracy"] == linear_svm_accuracy(*features, 0.5)
+@pytest.mark.parametrize("solver", ["SVC", "LinearSVC"])
+def test_probe_measures_each_way_on_the_same_features(features, solver):
+    results = probe(features, 0.5, solver)
+    assert results["accuracy"] == linear_svm_accuracy(*features, 0.5, solver)
     assert (results["chosen_C"], results["chosen_C_cross_validated_accuracy"]) == choose_C(*features[:2])
     assert results["nearest_neighbor_accuracy"] == knn_accuracy(*features, k=1)
     assert results["chosen_k_accuracy"] == knn_accuracy(*features, results["chosen_k"])

@@ -88,6 +88,39 @@ def test_the_segmenter_counts_its_widest_layer_in_full_and_runs_its_constant_par
     assert stages["propagation 2"].macs == POINTS * ((3 + 48) * 1536 + 1536 * 1024)
 
 
+def test_a_step_of_point_bert_is_three_passes_and_the_words(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    results = run(Path("cfgs/demo/point-bert.yaml"))
+    macs = {stage["name"]: stage["macs"] for stage in results["stages"]}
+    assert results["pass"] == "forward, all three passes"
+    groups = 32
+    embed = embedding(groups, 16, 3, 128, 256, 512, 64) + groups * 64 * 96
+    position, tokens = groups * (3 * 128 + 128 * 96), (groups + 1) * 3 * 12 * 96 * 96
+    head = 96 * 128 + 128 * 128
+    assert macs["token embedding"] == 2 * embed
+    assert macs["encoder blocks"] == 2 * (position + tokens)
+    assert macs["momentum encoder"] == embed + position + tokens + head
+    masked, rest = divmod(macs["head"] - 2 * head - 128 * (512 + 1), 96 * 256)  # beside the words, keys are compared
+    assert rest == 0
+    assert 2 * int(0.25 * groups) <= masked <= 2 * int(0.45 * groups)
+    graph = 64 * 128 + sum(4 * 2 * a * b for a, b in ((128, 256), (256, 512), (512, 512), (512, 1024))) + 2304 * 256
+    assert macs["tokenizer (frozen)"] == embed - groups * 64 * 96 + groups * graph
+
+
+def test_carrying_features_along_a_graph_by_hand(points):
+    sizes = {"num_group": 8, "group_size": 6, "trans_dim": 12, "num_heads": 3, "depth": 3, "wide_dim": 20}
+    model = build_model({"NAME": "Point_BERT_SEG", **sizes, "between": [16, 12]})
+    stages = costs(model, points, torch.tensor([3]))
+    layers = 2 * 12 * 512, 2 * 512 * 12
+    up = {level: queries * (15 * 20 + 20 * 12) for level, queries in ((1, 16), (2, 12))}
+    assert stages["propagation 2"].macs == up[2] + 12 * 4 * sum(layers)
+    assert stages["propagation 2"].run_macs == up[2] + (8 + 12) * layers[0] // 2 + 12 * layers[1]
+    assert stages["propagation 1"].macs == up[1] + 16 * 4 * sum(layers)
+    assert stages["propagation 1"].run_macs == up[1] + (12 + 16) * layers[0] // 2 + 16 * layers[1]
+    assert stages["propagation 0"].macs == POINTS * (31 * 20 + 20 * 12)
+    assert stages["head"].macs == POINTS * (12 * 128 + 128 * 50)
+
+
 def test_masked_tokens_cost_nothing_in_the_blocks(points):
     model = build_model({"NAME": "Point_M2AE", **SIZES, **DECODER})
     mask = torch.tensor([[False, True, True, True]])
@@ -117,6 +150,7 @@ def test_the_teacher_stands_apart_and_none_of_its_layers_is_missed(points):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_of_every_model_belongs_to_a_stage(name):
     needed = {"I2P_MAE": {"clip_config": {"visual_encoder": None, "feat_dim": 8}}, "PointTransformer": {"cls_dim": 2}}
+    needed["Point_BERT"] = {"dvae_config": {"ckpt": "untrained"}}
     with torch.device("meta"):
         model = build_model({"NAME": name, **needed.get(name, {})})
     assert [name for name, _ in model.named_parameters() if stage_of(name) is None] == []

@@ -36,7 +36,8 @@ SYSTEMS = {
     "Point_MAE": "Point-MAE",
     "PointTransformer": "Point-MAE",
     "Point_NN": "Point-NN",
-    "DiscreteVAE": "Point-BERT, its tokenizer alone",
+    "DiscreteVAE": "Point-BERT",
+    "Point_BERT": "Point-BERT",
 }
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 
 from tools.evaluation.svm import choose_C, fit_linear_svms, linear_svm_accuracy
 
@@ -25,6 +25,16 @@ def test_same_as_the_linear_kernel(clouds, C):
     assert linear_svm_accuracy(*clouds, C) == pytest.approx(100 * expected.score(test, test_labels))
     # and cloud by cloud: as "labels", the expected predictions are all hit
     assert linear_svm_accuracy(train, train_labels, test, expected.predict(test), C) == 100.0
+
+
+@pytest.mark.parametrize("C", [0.01, 1.0])
+def test_same_as_the_linear_svm_of_squared_hinges(clouds, C):
+    """The dual problem of the same SVM, which scikit-learn once solved by default, has its optimum there."""
+    train, train_labels, test, test_labels = clouds
+    expected = LinearSVC(C=C, dual=True, max_iter=200_000, tol=1e-6, random_state=0).fit(train, train_labels)
+    assert (expected.predict(test) != SVC(kernel="linear", C=C).fit(train, train_labels).predict(test)).any()
+    assert linear_svm_accuracy(train, train_labels, test, expected.predict(test), C, "LinearSVC") == 100.0
+    assert linear_svm_accuracy(*clouds, C, "LinearSVC") == pytest.approx(100 * expected.score(test, test_labels))
 
 
 def test_choose_C_is_the_cross_validation_of_the_linear_kernel(clouds):

@@ -9,8 +9,9 @@ from torch.utils.data import DataLoader
 
 from datasets import fingerprint
 from datasets.holdout import Part, whole
-from tools.evaluation.bank_encoder import Seen, build_encoder, first_points, make_bank, seen_points
+from tools.evaluation.bank_encoder import build_encoder, first_points, make_bank
 from tools.evaluation.classification import check_channels, check_labels, sample_farthest
+from tools.evaluation.features import Seen, seen_points
 from tools.evaluation.inference import evaluate, extract_features
 from tools.evaluation.plug_in import Clouds, measure
 from tools.training import provenance

@@ -11,7 +11,7 @@ from datasets import name_of_entry
 from datasets.transforms import AUGMENTATIONS
 from tools.evaluation.clouds import unseen_or_seen
 from tools.evaluation.explain import reconstructs
-from tools.evaluation.features import svm_features, svm_loaders, without_probe
+from tools.evaluation.features import seen_points, svm_features, svm_loaders, svm_name, without_probe
 from tools.evaluation.figures import draw_reconstructions
 from tools.evaluation.svm import linear_svm_accuracy
 from tools.training import own_data, provenance, sanity
@@ -84,15 +84,15 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             return over_all_processes(network(augment(points, generator)), model.num_tokens)
 
         def evaluate() -> float:
-            features = svm_features(model, loaders, device)
-            return on_main(lambda: linear_svm_accuracy(*features, config["svm"]["C"]))
+            features = svm_features(model, loaders, device, seen_points(config))
+            return on_main(lambda: linear_svm_accuracy(*features, config["svm"]["C"], config["svm"]["solver"]))
 
         if reason:
             protocol = f"no linear SVM, since {reason}; nothing chooses a checkpoint"
             logger.info("%s: there will be ckpt-last.pth, of the latest epoch, and no ckpt-best.pth", protocol)
         else:
             name = name_of_entry(config["dataset"]["svm_test"])
-            protocol = f"linear SVM (C = {config['svm']['C']:g}) on {name}, test split"
+            protocol = f"linear SVM ({svm_name(config)}) on {name}, test split"
         chooser = None if reason else evaluate
         results = Trainer(config, args, run, network, loader, step, chooser, protocol).fit()
         if reconstructs(model) and not args.dry_run:
@@ -108,7 +108,8 @@ def mode_of(args: Namespace) -> str:
 def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, Tensor]:
     """Weigh the losses so that their mean over the processes is the mean over all tokens of the global batch.
 
-    A loss is a mean over the masked or the visible tokens of this process, whose number varies a little.
+    A loss in 3D or in 2D is a mean over the masked or the visible tokens of this process, whose number varies a little;
+    a model with others weighs them itself.
 
     Args:
         values: what a pre-training model returned.
@@ -117,7 +118,7 @@ def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, 
     Returns:
         The values, with weighted losses. In a single process they are what they were.
     """
-    if world_size() == 1:
+    if world_size() == 1 or not values.keys() & {"loss_3d", "loss_2d"}:
         return values
     visible = values["visible_tokens"]
     everywhere = mean(visible)

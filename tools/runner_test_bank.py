@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datasets import name_of, name_of_entry
 from tools.evaluation.bank import Bank, bank_table, load_bank, measure, save_bank
-from tools.evaluation.bank_encoder import build_encoder, make_bank, seen_points
+from tools.evaluation.bank_encoder import build_encoder, make_bank
 from tools.evaluation.classification import check_channels
-from tools.evaluation.features import svm_loaders, without_teacher
+from tools.evaluation.features import seen_points, svm_loaders, without_teacher
 from tools.evaluation.inference import extract_features
 from tools.training import provenance
 from tools.training.modes import MEMORY_BANK

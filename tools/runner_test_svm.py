@@ -53,7 +53,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         results = {
             "protocol": f"linear SVM on {name}, test split",
             "checkpoint": str(args.ckpts),
-            **on_main(lambda: probe(features, config["svm"]["C"])),
+            **on_main(lambda: probe(features, config["svm"]["C"], config["svm"]["solver"])),
         }
         title = run.tested(f"probes on {name}, test split")
         run.show(MODE, format_table(probe_table(results), [title, "%"]))

@@ -54,6 +54,7 @@ _POSITIVE = _Value("a number > 0", lambda value: _is_number(value) and value > 0
 _NOT_NEGATIVE = _Value("a number ≥ 0", lambda value: _is_number(value) and value >= 0)
 _NAME = _Value("a name", lambda value: isinstance(value, str) and value != "")
 _DATASET = _Section(required={"NAME": _NAME}, optional={"others": _Section(open=True)}, open=True)
+_SHARE = _Value("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
 _ANNEALED = _Section(required={"start": _NOT_NEGATIVE, "target": _NOT_NEGATIVE, "ntime": _integer_from(1)})
 
 _SCHEMA = _Section(
@@ -63,7 +64,7 @@ _SCHEMA = _Section(
         "step_per_update": _integer_from(1),
         "grad_norm_clip": _Value("a number > 0 or null", lambda value: value is None or _POSITIVE.accepts(value)),
         "augmentation": _one_of("scale_and_translate", "scale_and_rotate", "scale_and_translate_small", "none"),
-        "svm": _Section(required={"C": _POSITIVE, "every": _integer_from(1)}),
+        "svm": _Section(required={"C": _POSITIVE, "every": _integer_from(1), "solver": _one_of("SVC", "LinearSVC")}),
     },
     optional={
         "optimizer": _Section(
@@ -78,6 +79,9 @@ _SCHEMA = _Section(
                 "kwargs": _Section(required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)}),
             }
         ),
+        "bn_momentum": _Section(
+            required={"start": _SHARE, "decay": _SHARE, "every": _integer_from(1), "lowest": _SHARE}
+        ),
         "temp": _ANNEALED,
         "kldweight": _ANNEALED,
         "npoints": _integer_from(1),
@@ -91,7 +95,7 @@ _DEFAULTS: dict[str, Any] = {
     "step_per_update": 1,
     "grad_norm_clip": None,
     "augmentation": "scale_and_translate",
-    "svm": {"C": 0.01, "every": 1},
+    "svm": {"C": 0.01, "every": 1, "solver": "SVC"},
 }
 
 

@@ -152,3 +152,19 @@ def interleave(shares: list[Tensor]) -> Tensor:
     for rank_of_share, share in enumerate(shares):
         rows[rank_of_share :: len(shares)] = share
     return rows
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Put the rows of all processes together, as `interleave` does; each has equally many, and no gradient flows.
+
+    Args:
+        rows: (n, …) of this process.
+
+    Returns:
+        (n · world size, …), the same in every process.
+    """
+    if world_size() == 1:
+        return rows.detach()
+    shares = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(shares, rows.detach().contiguous())
+    return interleave(shares)

@@ -1,7 +1,5 @@
 """The encoder of a memory bank: built from a config, filled if it has parameters, and what it sees of a cloud."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tools.evaluation.bank import Bank, normalised
-from tools.evaluation.classification import sample_farthest
-from tools.evaluation.features import without_teacher
+from tools.evaluation.features import Seen, without_teacher
 from tools.evaluation.inference import extract_features
 from tools.training.builder import build_network
 from utils.checkpoint import LoadReport, load_weights
 from utils.distributed import world_size
-
-Seen = Callable[[Tensor], Tensor]
 
 
 def build_encoder(
@@ -50,12 +45,6 @@ def build_encoder(
             "out: start one process, or set model.normalise: cloud"
         )
     return model, None if weights is None else load_weights(model, weights)
-
-
-def seen_points(config: dict[str, Any]) -> Seen | None:
-    """What the encoder sees of a cloud: `npoints` farthest points, where the config says it; None = all."""
-    npoints = config.get("npoints")
-    return None if npoints is None else partial(sample_farthest, num_points=npoints)
 
 
 def first_points(count: int | None) -> Seen:

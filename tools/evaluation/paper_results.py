@@ -1,4 +1,4 @@
-"""The published figures of I2P-MAE, Point-M2AE, Point-MAE and Point-NN, what each needs, and its commands."""
+"""The published figures of the five methods, what each needs, and its commands."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -188,7 +188,9 @@ def costs(method: Method) -> Iterator[Row]:
 def linear_svms(method: Method) -> Iterator[Row]:
     """Linear SVMs on frozen features."""
     section = "svm" if "svm" in PUBLISHED[method.key] else "svm_unverified"
-    for key, flag, data in (("modelnet40", "modelnet40", "ModelNet40 (SVM)"), ("scan_obj-bg", "scan", "scan_obj-bg")):
+    sources = {"modelnet40": ("modelnet40", "ModelNet40 (SVM)"), "scan_obj-bg": ("scan", "scan_obj-bg")}
+    for key in PUBLISHED[method.key][section]:
+        flag, data = sources[key]
         test = Way(("--test_svm", flag), "linear SVM", ("accuracy",), method.pretrained)
         title, config = f"linear SVM, {key}{doubt_of(section)}", method.config("linear-svm", key)
         yield method.row(f"{section}.{key}", title, config, [data], test)
@@ -286,6 +288,11 @@ METHODS = (
     ),
 )
 POINT_NN = Method("Point-NN", "ZrrSkywalker/Point-NN", "point-nn", "", own_folder=True)
-REPOSITORIES = {method.key: method.repository for method in (*METHODS, POINT_NN)}
-KINDS = [*((method, kind) for method in METHODS for kind in TRAINED), *((POINT_NN, kind) for kind in MATCHED)]
+POINT_BERT = Method("Point-BERT", "lulutang0608/Point-BERT", "point-bert", "point-bert_", own_folder=True)
+REPOSITORIES = {method.key: method.repository for method in (*METHODS, POINT_BERT, POINT_NN)}
+KINDS = [
+    *((method, kind) for method in METHODS for kind in TRAINED),
+    *((POINT_BERT, kind) for kind in (linear_svms, part_segmentation)),
+    *((POINT_NN, kind) for kind in MATCHED),
+]
 ROWS = tuple(row for method, kind in KINDS for row in kind(method))

@@ -8,7 +8,14 @@ import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
 from tools.evaluation.kept import check_rows, load_arrays, save_arrays
-from tools.evaluation.svm import best_candidate, check_features, choose_C, linear_svm_accuracy, stratified_folds
+from tools.evaluation.svm import (
+    Solver,
+    best_candidate,
+    check_features,
+    choose_C,
+    linear_svm_accuracy,
+    stratified_folds,
+)
 
 NEIGHBORS = (1, 3, 5, 10, 20, 50)
 
@@ -29,12 +36,13 @@ class Features(NamedTuple):
     test_labels: np.ndarray
 
 
-def probe(features: Features, C: float) -> dict[str, float]:
+def probe(features: Features, C: float, solver: Solver = "SVC") -> dict[str, float]:
     """Measure features in every way; what is chosen is chosen by cross-validation on the training features.
 
     Args:
         features: of both splits.
         C: penalty of the linear SVM that is given rather than chosen.
+        solver: of that SVM.
 
     Returns:
         Accuracies on the test features and cross-validated ones in percent, beside the C and the k that they belong to.
@@ -46,7 +54,7 @@ def probe(features: Features, C: float) -> dict[str, float]:
     chosen_k, k_cross_validated = choose_k(*features[:2])
     return {
         "C": C,
-        "accuracy": linear_svm_accuracy(*features, C),
+        "accuracy": linear_svm_accuracy(*features, C, solver),
         "chosen_C": chosen_C,
         "chosen_C_cross_validated_accuracy": C_cross_validated,
         "chosen_C_accuracy": linear_svm_accuracy(*features, chosen_C),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import build_model
-from models.dgcnn import DGCNN, NEIGHBOURS
+from models.dgcnn import DGCNN, NEIGHBOURS, GraphPropagation
+from models.frozen_tokenizer import UNTRAINED
 from models.masking import draw_mask
-from models.segmenter import Segmenter
+from models.point_bert import Point_BERT
+from models.segmenter import CloudAwareSegmenter, Segmenter
 from models.tokenizer import TokenEmbed
 from utils.tables import format_table
 
@@ -28,16 +31,24 @@ CODEBOOK = "codebook"
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
-    "token embedding": r"(?:MAE_encoder\.)?encoder",
-    "encoder blocks": r"(?:MAE_encoder\.)?(?:pos_embed|blocks)|MAE_encoder\.norm|cls_token|cls_pos",
+    "token embedding": r"(?:MAE_encoder\.|transformer_q\.)?(?:encoder|reduce_dim)",
+    "encoder blocks": (
+        r"(?:MAE_encoder\.|transformer_q\.)?(?:pos_embed|blocks|cls_token|cls_pos)"
+        r"|MAE_encoder\.norm|transformer_q\.(?:norm|mask_token)"
+    ),
     "decoder": (
         r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token"
         r"|MAE_decoder(?:\.norm)?|decoder_pos_embed|decoder"
     ),
     "graph network {}": r"dgcnn_(\d+)",
     CODEBOOK: r"codebook",
-    "propagation {}": r"propagations?[._](\d+)",
-    "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
+    "propagation {}": r"(?:propagations?[._]|dgcnn_pro_)(\d+)",
+    "head": (
+        r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs?\d+|bns?\d+"
+        r"|transformer_q\.(?:lm_head|cls_head)"
+    ),
+    "momentum encoder": r"transformer_k\.\w+",
+    "tokenizer (frozen)": r"dvae\.\w+",
 }
 TEACHER = "teacher (frozen)"
 OWN_LAYERS, OWN_PRODUCTS = "head", "back-projection"  # of what a model's forward multiplies itself
@@ -100,6 +111,8 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
         mask = draw_mask(torch.zeros(1, model.num_groups[-1]), model.num_visible, generator)
         level = "coarse " if len(model.num_groups) > 1 else ""
         stages, what = profile(model, points, mask), f"forward, {model.num_visible} {level}tokens visible"
+    elif "train" in config["dataset"] and isinstance(model, Point_BERT):
+        stages, what = profile(model, points, forward=partial(model, generator=generator)), "forward, all three passes"
     else:
         stages, what = profile(model, points, forward=model.encode), "encode"
     total = sum_up([stage for stage in stages if stage.name != TEACHER])
@@ -116,11 +129,14 @@ def cloud_size(config: dict[str, Any], source: str) -> int:
 
 
 def build_untrained(config: dict[str, Any]) -> nn.Module:
-    """Build a model whose teacher, if it has one, has random weights: what they are changes no count."""
+    """Build a model whose teacher or tokenizer, if it has one, has random weights: what they are changes no count."""
     teacher = config.get("clip_config") or {}
     if teacher.get("visual_encoder") is not None:
         logger.info("the teacher is profiled with random weights: nothing is downloaded")
         config = {**config, "clip_config": {**teacher, "pretrained": "untrained"}}
+    if "dvae_config" in config:
+        logger.info("the tokenizer is profiled with random weights: no file is needed")
+        config = {**config, "dvae_config": {**config["dvae_config"], "ckpt": UNTRAINED}}
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "the 2D teacher is untrained")
         return build_model(config)
@@ -148,7 +164,8 @@ def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | 
     if (teacher := getattr(model, "teacher", None)) is not None:
         parameters[TEACHER] = sum(parameter.numel() for parameter in teacher.parameters())
         units.append((teacher, TEACHER))
-    with torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter:
+    with torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "model.dvae_config.ckpt is untrained")
         (forward or model)(*inputs)
     order = [*STAGES, OWN_PRODUCTS, TEACHER]
     names = sorted({**parameters, **counter.products}, key=lambda name: order.index(re.sub(r"\d+", "{}", name)))
@@ -237,7 +254,13 @@ def shared_macs(module: nn.Module, inputs: tuple[Tensor, ...]) -> int:
         batch, groups, _ = inputs[0].shape
         weights = [layer[0].weight.numel() for layer in module.edge_layers]
         return batch * groups * (NEIGHBOURS - 1) * sum(weights)
-    if isinstance(module, Segmenter):
+    if isinstance(module, GraphPropagation):
+        _, features, _, own = inputs
+        batch, sources, _ = features.shape
+        queries, (first, second) = own.shape[1], (layer[0].weight.numel() for layer in (module.layer1, module.layer2))
+        run = (sources + queries) * first // 2 + queries * second
+        return batch * (queries * NEIGHBOURS * (first + second) - run)
+    if isinstance(module, CloudAwareSegmenter):
         batch, points, _ = inputs[0].shape
         weight = module.convs1.weight
         return batch * (points - 1) * (weight.numel() - weight.shape[0] * module.local_dim)

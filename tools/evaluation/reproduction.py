@@ -1,4 +1,4 @@
-"""The published figures of four methods beside what this code gets, each by a command of main.py."""
+"""The published figures of five methods beside what this code gets, each by a command of main.py."""
 
 import argparse
 import json
@@ -26,6 +26,7 @@ PROFILED = (  # one of each kind of model
     *("fine-tuning/scan_pb", "fine-tuning/modelnet40", "fine-tuning/point-m2ae_modelnet40"),
     *("part-segmentation/i2p-mae", "pre-training/point-m2ae", "pre-training/i2p-mae"),
     *("point-mae/scan_pb", "point-mae/modelnet40", "point-mae/part-segmentation", "point-mae/pre-train"),
+    *("point-bert/part-segmentation", "point-bert/pre-train"),
 )
 
 

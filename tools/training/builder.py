@@ -23,6 +23,7 @@ from datasets.resident import ResidentLoader
 from datasets.shapenet55 import ShapeNet
 from models import MODELS, build_model, check_model_config
 from models.masked_autoencoder import MaskedAutoencoder
+from models.point_bert import Point_BERT
 from models.transformer import BlockStack
 from utils.device import choose_device
 from utils.distributed import is_main, rank, world_size
@@ -142,9 +143,11 @@ def check_pre_trains(config: dict[str, Any], mode: str, way_out: str) -> None:
 
 def _of_other_kind(config: dict[str, Any], trait: str, mode: str, way_out: str) -> ValueError:
     kind = {
-        "encode": "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE) or another with features of whole clouds",
+        "encode": (
+            "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE, Point_BERT) or another with features of whole clouds"
+        ),
         "num_classes": "a classifier",
-        "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG)",
+        "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG, Point_BERT_SEG)",
         "encode_points": "an encoder of points (Point_NN)",
     }[trait]
     return ValueError(f"model.NAME is {config['NAME']}, but {mode} needs {kind}; {way_out}")
@@ -315,8 +318,9 @@ def parallel(model: nn.Module, args: Namespace) -> nn.Module:
                 module.compile(dynamic=True)  # the number of visible tokens changes from batch to batch
     if world_size() == 1:
         return model
-    # One norm of the pre-trained encoder serves no loss: without the search its gradient would be waited for.
-    return DistributedDataParallel(model, find_unused_parameters=isinstance(model, MaskedAutoencoder))
+    # One norm of the pre-trained encoder, or the head of a loss that does not act, serves no loss: without the search
+    # its gradient would be waited for.
+    return DistributedDataParallel(model, find_unused_parameters=isinstance(model, MaskedAutoencoder | Point_BERT))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from datasets.resident import ResidentLoader
+from tools.training.annealing import set_batchnorm_momentum
 from tools.training.builder import TrainingLoader, unwrapped
 from tools.training.dry_run import measure_dry
 from tools.training.engine import Batch, EpochState, NonFinite, train_one_epoch
@@ -30,8 +31,8 @@ class Trainer:
     """Trains a model for the epochs 0 … `max_epoch` of its config.
 
     Args:
-        config: resolved config; `optimizer`, `scheduler`, `max_epoch`, `grad_norm_clip`, `step_per_update` and
-            `svm.every` are read.
+        config: resolved config; `optimizer`, `scheduler`, `max_epoch`, `grad_norm_clip`, `step_per_update`,
+            `svm.every` and, where it is, `bn_momentum` are read.
         args: command line; `resume`, `start_ckpts`, `seed`, `val_freq`, `amp`, `dry_run`, `save_every_steps` and
             `skip_nonfinite` are read.
         run: the open run folder.
@@ -103,6 +104,8 @@ class Trainer:
         """Train on what is left of an epoch, or on `most` batches of it; returns the averages."""
         config, state = self.config, self.state
         state.scheduler.step(epoch)
+        if "bn_momentum" in config:
+            set_batchnorm_momentum(state.model, config["bn_momentum"], epoch)
         if not state.progress.batches:
             state.augmentation.manual_seed(mixed_seed(self.args.seed, epoch, AUGMENTATION_STREAM, rank()))
         self.loader.begin(epoch, mixed_seed(self.args.seed, epoch, ORDER_STREAM), state.progress.batches)
