@@ -13,7 +13,7 @@ from models.part_segmenter import PartSegmenter
 from models.point_m2ae import Point_M2AE
 from models.point_mae import Point_MAE
 from models.point_nn import Point_NN
-from models.point_transformer import PointTransformer
+from models.point_transformer import PointTransformer, classifier_of
 from models.point_transformer_segmenter import PointTransformerSegmenter
 from utils.settings import check_name, check_settings
 
@@ -26,11 +26,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Point_M2AE_ScanObjectNN": partial(Classifier, num_classes=15, pooling="concat", skip_first_token=True),
     "Point_M2AE_SEG": PartSegmenter,  # of both hierarchical methods
     "Point_MAE": Point_MAE,
-    "PointTransformer": PointTransformer,
+    "PointTransformer": PointTransformer,  # of three methods, see `model_of`
     "Point_MAE_SEG": PointTransformerSegmenter,
     "DiscreteVAE": DiscreteVAE,
     "Point_NN": Point_NN,
 }
+
+
+def model_of(config: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    """Return the model that a config names: that of `MODELS`, or of a `PointTransformer` the one that its keys tell."""
+    return classifier_of(config) if config["NAME"] == "PointTransformer" else MODELS[config["NAME"]]
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
@@ -46,7 +51,7 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         ValueError: if the name or an argument is unknown, or the model refuses a value.
     """
     check_model_config(config)
-    return MODELS[config["NAME"]](**{key: value for key, value in config.items() if key != "NAME"})
+    return model_of(config)(**{key: value for key, value in config.items() if key != "NAME"})
 
 
 def check_model_config(config: Mapping[str, Any], where: str = "model") -> None:
@@ -60,7 +65,7 @@ def check_model_config(config: Mapping[str, Any], where: str = "model") -> None:
         ValueError: that names the key and the nearest valid one, or the type that is expected.
     """
     check_name(config.get("NAME"), MODELS, f"{where}.NAME")
-    model = MODELS[config["NAME"]]
+    model = model_of(config)
     settings = {key: value for key, value in config.items() if key != "NAME"}
     check_settings(model, settings, where, hidden=["teacher"])
     for name, function in getattr(model, "sections", {}).items():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.loading import POINT_MAE_SEGMENTER_HEAD, point_mae_rules
+from models.loading import HEAD_LAYERS, POINT_MAE_SEGMENTER_HEAD, point_mae_rules
 from models.propagation import PointPropagation
 from models.segmenter import CATEGORY_DIM, Segmenter, category_embedding, check_segmenter, log_probabilities
 from models.single_scale import SingleScaleEncoder, check_groups, check_token_width, group_points
@@ -35,7 +35,10 @@ class PointTransformerSegmenter(SingleScaleEncoder, Segmenter):
         ValueError: if the sizes do not fit each other.
     """
 
-    loading = point_mae_rules(new=POINT_MAE_SEGMENTER_HEAD)
+    loading = point_mae_rules(
+        POINT_MAE_SEGMENTER_HEAD,
+        renamed={f"{name}_cls.": f"{name}." for name in HEAD_LAYERS},  # ACT's names
+    )
     local_first: ClassVar = True
 
     def __init__(

@@ -1,5 +1,6 @@
 """The single-scale encoder (Point-MAE, section 3): groups of one size become tokens, which one stack transforms."""
 
+import torch
 from torch import Tensor, nn
 
 from models.masking import Packing
@@ -17,21 +18,28 @@ class SingleScaleEncoder(nn.Module):
         depth: transformer blocks.
         num_heads: attention heads of every block.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        encoder_dims: channels of a group's embedding, None = `dim`; where they differ, a layer lies between.
 
     Raises:
         ValueError: if a value is out of range.
     """
 
-    def __init__(self, dim: int, depth: int, num_heads: int, drop_path_rate: float):
+    def __init__(self, dim: int, depth: int, num_heads: int, drop_path_rate: float, encoder_dims: int | None = None):
         super().__init__()
         if dim < 1 or depth < 1:
             raise ValueError(f"trans_dim and depth must be at least 1, got {dim} and {depth}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
-        self.encoder = TokenEmbed(3, (128, 256, 512), dim)
+        embedded_dim = encoder_dims or dim
+        self.encoder = TokenEmbed(3, (128, 256, 512), embedded_dim)
+        self.reduce_dim = nn.Identity() if embedded_dim == dim else nn.Linear(embedded_dim, dim)
         self.pos_embed = positional_embedding(dim, POSITION_HIDDEN_DIM)
         self.blocks = BlockStack(dim, num_heads, drop_path_rates(drop_path_rate, [depth])[0])
         self.norm = nn.LayerNorm(dim)
+
+    def embed(self, group: Group) -> Tensor:
+        """Embed every group; returns tokens (B, G, C) without their positions."""
+        return self.reduce_dim(self.encoder(group.neighborhoods))
 
     def encode_group(self, group: Group, visible: Packing | None = None) -> Tensor:
         """Encode the visible tokens only.
@@ -43,11 +51,16 @@ class SingleScaleEncoder(nn.Module):
         Returns:
             (B, L, C) tokens after the norm, packed and padded; of all groups without `visible`.
         """
-        tokens, centers = self.encoder(group.neighborhoods), group.centers
+        tokens, centers = self.embed(group), group.centers
         if visible is None:
             return self.norm(self.blocks(tokens, self.pos_embed(centers)))
         position = self.pos_embed(visible.pack(centers))
         return self.norm(self.blocks(visible.pack(tokens), position, visible.attention_mask))
+
+
+def with_class_token(tokens: Tensor, class_token: Tensor) -> Tensor:
+    """Put a (1, 1, C) class token, or its position, before (B, G, C) tokens, or theirs; returns (B, 1 + G, C)."""
+    return torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
 
 
 def group_points(points: Tensor, num_groups: int, group_size: int) -> Group:

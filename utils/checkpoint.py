@@ -103,7 +103,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
     """
     path, rules = Path(path), getattr(model, "loading", LoadingRules())
     content = read_checkpoint(path)
-    found = {_renamed(key, rules.renamed): value for key, value in _model_tensors(content, path).items()}
+    found = _named_as_here(_model_tensors(content, path), rules.renamed)
     wanted = model.state_dict()
     harmless = rules.teacher if strict else rules.leftover
     extra = [key for key in found if key not in wanted]
@@ -283,6 +283,12 @@ def _first_part(key: str) -> str:
 
 def _group(key: str, groups: Mapping[str, str]) -> str:
     return next(name for prefix, name in groups.items() if key.startswith(prefix))
+
+
+def _named_as_here(tensors: dict[str, Tensor], renamed: Mapping[str, str]) -> dict[str, Tensor]:
+    """Give tensors the model's names; one that the rules rename goes before another that has its new name already."""
+    names = {key: _renamed(key, renamed) for key in tensors}
+    return {names[key]: tensors[key] for key in sorted(tensors, key=lambda key: names[key] != key)}
 
 
 def _renamed(key: str, renamed: Mapping[str, str]) -> str:

@@ -28,7 +28,7 @@ CODEBOOK = "codebook"
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
-    "token embedding": r"(?:MAE_encoder\.)?encoder",
+    "token embedding": r"(?:MAE_encoder\.)?encoder|reduce_dim",
     "encoder blocks": r"(?:MAE_encoder\.)?(?:pos_embed|blocks)|MAE_encoder\.norm|cls_token|cls_pos",
     "decoder": (
         r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token"
@@ -36,8 +36,8 @@ STAGES = {  # stage → names of the modules and parameters that belong to it; t
     ),
     "graph network {}": r"dgcnn_(\d+)",
     CODEBOOK: r"codebook",
-    "propagation {}": r"propagations?[._](\d+)",
-    "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
+    "propagation {}": r"propagations?[._](\d+)(?:_cls)?",
+    "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv(?:_cls)?|convs\d+(?:_cls)?|bns\d+(?:_cls)?",
 }
 TEACHER = "teacher (frozen)"
 OWN_LAYERS, OWN_PRODUCTS = "head", "back-projection"  # of what a model's forward multiplies itself
@@ -84,7 +84,8 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
         seed: of the cloud and the mask.
 
     Returns:
-        The number of points, what ran, `stages` and their `total` without the teacher.
+        The number of points, what ran, `stages` and their `total` without the teacher; `trainable`: how many of the
+        model's parameters learn.
 
     Raises:
         ValueError: if the config does not say how many points a cloud has.
@@ -103,7 +104,9 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
     else:
         stages, what = profile(model, points, forward=model.encode), "encode"
     total = sum_up([stage for stage in stages if stage.name != TEACHER])
-    return {"points": num_points, "pass": what, "stages": [asdict(stage) for stage in stages], "total": asdict(total)}
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counted = {"points": num_points, "pass": what, "stages": [asdict(stage) for stage in stages]}
+    return {**counted, "total": asdict(total), "trainable": trainable}
 
 
 def cloud_size(config: dict[str, Any], source: str) -> int:
@@ -263,7 +266,10 @@ def sum_up(stages: list[StageCost]) -> StageCost:
 
 
 def table(counted: dict[str, Any]) -> str:
-    """Lay out what `count` returned, in millions of multiply-adds; the teacher stands below the total."""
+    """Lay out what `count` returned, in millions of multiply-adds; the teacher stands below the total.
+
+    Where some parameters are frozen, a line below says how many learn.
+    """
     stages = [StageCost(**stage) for stage in counted["stages"]]
     student, teacher = ([stage for stage in stages if (stage.name == TEACHER) == last] for last in (False, True))
     rows = [
@@ -271,4 +277,6 @@ def table(counted: dict[str, Any]) -> str:
         for stage in [*student, StageCost(**counted["total"]), *teacher]
     ]
     title = f"{counted['points']} points, {counted['pass']}"
-    return format_table(rows, [title, "parameters", "M MACs", "run here, M", "products, M"])
+    laid_out = format_table(rows, [title, "parameters", "M MACs", "run here, M", "products, M"])
+    learn, total = counted["trainable"], counted["total"]["parameters"]
+    return laid_out if learn == total else f"{laid_out}\nof {total:,} parameters {learn:,} learn, the others are frozen"
