@@ -14,7 +14,7 @@ from models.point_m2ae import Point_M2AE
 from models.point_mae import Point_MAE
 from models.point_nn import Point_NN
 from models.point_transformer import PointTransformer, classifier_of
-from models.point_transformer_segmenter import PointTransformerSegmenter
+from models.point_transformer_segmenter import ACTSegmenter, PointTransformerSegmenter
 from utils.settings import check_name, check_settings
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -28,6 +28,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Point_MAE": Point_MAE,
     "PointTransformer": PointTransformer,  # of three methods, see `model_of`
     "Point_MAE_SEG": PointTransformerSegmenter,
+    "ACT_SEG": ACTSegmenter,
     "DiscreteVAE": DiscreteVAE,
     "Point_NN": Point_NN,
 }

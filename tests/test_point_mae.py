@@ -378,16 +378,22 @@ def test_multiply_adds_are_those_of_the_official_models(config, num_points, case
 @pytest.mark.parametrize(
     ("config", "case"),
     [
-        ("pre-train", "point_mae_pretrain"),
-        ("modelnet40", "point_mae_and_bert_finetune"),
-        ("scan_pb", "point_mae_and_bert_finetune"),
-        ("few-shot", "few_shot_point_mae_and_bert"),
-        ("part-segmentation", "point_mae_part_segmentation"),
+        ("point-mae/pre-train", "point_mae_pretrain"),
+        ("point-mae/modelnet40", "point_mae_and_bert_finetune"),
+        ("point-mae/scan_pb", "point_mae_and_bert_finetune"),
+        ("point-mae/few-shot", "few_shot_point_mae_and_bert"),
+        ("point-mae/part-segmentation", "point_mae_part_segmentation"),
+        ("point-bert/modelnet40_8k", "point_mae_and_bert_finetune"),
+        ("point-bert/few-shot", "few_shot_point_mae_and_bert"),
+        ("act/scan_pb", "act_finetune"),
+        ("act/scan_obj_linear", "act_linear_and_mlp3"),
+        ("act/modelnet40_mlp3", "act_linear_and_mlp3"),
+        ("act/part-segmentation", "act_part_segmentation"),
     ],
 )
 def test_the_schedule_is_the_released_one_an_epoch_earlier(config, case):
     """The released code steps after an epoch: its epoch e runs at what ours gives epoch e − 1 (docs/FIDELITY.md, 4)."""
-    golden, config = load("schedules")[case], load_config(ROOT / f"cfgs/point-mae/{config}.yaml")
+    golden, config = load("schedules")[case], load_config(ROOT / f"cfgs/{config}.yaml")
     assert config.max_epoch == golden["last_epoch"]
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=config.optimizer.kwargs.lr)
     scheduler = build_scheduler(optimizer, config.scheduler)

@@ -11,7 +11,7 @@ from models import build_model, check_model_config, model_of
 from models.loading import POINT_BERT_SEGMENTER_HEAD, point_bert_rules
 from models.point_transformer import ACTClassifier, PointBERTClassifier, PointTransformer
 from tests.golden.fixtures import clouds, golden_tensor
-from tests.golden_numbers import load
+from tests.golden_numbers import assert_keys, load
 from tools.evaluation import profiler
 from tools.training.builder import build_optimizer
 from utils.checkpoint import load_weights
@@ -21,7 +21,7 @@ BERT = {**SIZES, "trans_dim": 24, "encoder_dims": 16}
 ACT = {**SIZES, "embed_dim": 24, "encoder_dims": 24}
 WIDE_BERT = {"NAME": "PointTransformer", "cls_dim": 40, "trans_dim": 384, "encoder_dims": 256}
 WIDE_ACT = {"NAME": "PointTransformer", "cls_dim": 40, "embed_dim": 384}
-OF_THE_CLASS = ["cls_token", "cls_pos", "cls_head_finetune.0.weight", "cls_head_finetune.0.bias"]
+SEGMENTER = {"num_group": 10, "group_size": 8, "trans_dim": 24, "encoder_dims": 24, "depth": 3, "num_heads": 3}
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def points() -> Tensor:
     ("settings", "kind"),
     [
         ({}, PointTransformer),
+        ({"trans_dim": 384}, PointTransformer),
         ({"trans_dim": 384, "encoder_dims": 384}, PointTransformer),
         ({"trans_dim": 384, "encoder_dims": 256}, PointBERTClassifier),
         ({"encoder_dims": 256}, PointBERTClassifier),
@@ -104,6 +105,50 @@ def test_the_classes_start_as_each_method_lets_them():
     assert float(bert.cls_pos.detach().std()) == pytest.approx(1.0, rel=0.2)
     for parameter in (act.cls_token, act.cls_pos):
         assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.2)
+
+
+def test_acts_segmenter_starts_truncated_normal_throughout():
+    torch.manual_seed(0)
+    layers = [m for m in build_model({"NAME": "ACT_SEG"}).modules() if isinstance(m, nn.Linear | nn.Conv1d)]
+    for layer in layers:
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.2)
+        assert layer.bias is None or not layer.bias.any()
+    assert len(layers) > 50
+
+
+@pytest.mark.parametrize("name", ["ACT_SEG", "Point_MAE_SEG"])
+def test_without_categories_a_segmenter_takes_points_alone(points, name):
+    model = build_model({"NAME": name, **SEGMENTER, "num_parts": 13, "num_categories": 0}).eval()
+    with torch.no_grad():
+        log_probs = model(points)
+    assert log_probs.shape == (3, 64, 13)
+    torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(3, 64))
+    with pytest.raises(ValueError, match="num_categories 0: give a cloud with no category"):
+        model(points, torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="num_categories 16: give a cloud with its category"):
+        build_model({"NAME": name, **SEGMENTER})(points)
+
+
+def test_acts_segmenter_has_the_released_names():
+    with torch.device("meta"):
+        assert_keys(build_model({"NAME": "ACT_SEG"}), load("act_part_segmentation")["keys"])
+
+
+def test_the_released_sizes_of_the_segmenter_of_rooms():
+    config = {"NAME": "ACT_SEG", "num_parts": 13, "num_categories": 0}
+    model = build_model(config)
+    assert model.state_dict()["convs1_cls.weight"].shape == (512, 3328, 1)
+    stages = profiler.profile(model, clouds(1, 2048, seed=0))
+    assert sum(stage.parameters for stage in stages) == 27_020_301
+    assert round(sum(stage.macs for stage in stages) / 1e9, 2) == 15.36
+
+
+def test_a_loss_with_weights_counts_each_point_as_its_part(points):
+    model = build_model({"NAME": "ACT_SEG", **SEGMENTER, "num_parts": 3, "num_categories": 0})
+    log_probs = torch.randn(1, 3, 3, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    parts, weights = torch.tensor([[0, 1, 1]]), torch.tensor([3.0, 1.0, 2.0])
+    by_hand = -(3 * log_probs[0, 0, 0] + log_probs[0, 1, 1] + log_probs[0, 2, 1]) / 5
+    torch.testing.assert_close(model.loss(log_probs, parts, weights), by_hand)
 
 
 def test_smoothing_leaves_the_true_class_the_rest():
@@ -255,6 +300,35 @@ def test_a_file_of_act_fills_its_classifier(of_act):
     assert "not needed from the file: " in text
     for left in ("decoder (31)", "heads (6)", "teacher (1)"):
         assert left in text
+
+
+def test_a_file_of_act_fills_its_segmenter(of_act):
+    golden = load("checkpoint_loading")["ACT"]["part_segmenter"]
+    model = build_model({"NAME": "ACT_SEG"})
+    report = load_weights(model, of_act)
+    assert first_names(report.missing) == golden["missing_by_first_name"]
+    assert first_names(report.ignored) == golden["unexpected_by_first_name"] | {"dvae_tokenizer": 1}
+    assert_taken(model, of_act, report.loaded, "ACT_encoder")
+    assert "class token (2)" in str(report)
+
+
+@pytest.mark.parametrize("categories", [0, 16])
+@pytest.mark.parametrize(("name", "other"), [("ACT_SEG", "Point_MAE_SEG"), ("Point_MAE_SEG", "ACT_SEG")])
+def test_a_segmenter_of_either_names_fills_the_other(points, name, other, categories, tmp_path):
+    sizes = SEGMENTER | {"num_categories": categories}
+    saved = build_model(sizes | {"NAME": other})
+    with_cls = {key for key in saved.state_dict() if "_cls." in key}
+    assert len(with_cls) == (0 if other == "Point_MAE_SEG" else 36 if categories else 30)
+    model = build_model(sizes | {"NAME": name})
+    report = load_weights(model, released_file(tmp_path, saved.state_dict()), strict=True)
+    assert len(report.loaded) == len(saved.state_dict())
+    for key, value in model.state_dict().items():
+        theirs = key.replace("_cls.", ".") if name == "ACT_SEG" else key
+        theirs = next(k for k in saved.state_dict() if k.replace("_cls.", ".") == theirs)
+        assert torch.equal(value, saved.state_dict()[theirs]), key
+    category = [torch.tensor([4, 15, 0])] if categories else []
+    with torch.no_grad():
+        assert torch.equal(model.eval()(points, *category), saved.eval()(points, *category))
 
 
 def test_the_class_position_of_acts_decoder_does_not_take_the_place_of_the_encoders(tmp_path):

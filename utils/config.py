@@ -55,6 +55,7 @@ _NOT_NEGATIVE = _Value("a number ≥ 0", lambda value: _is_number(value) and val
 _NAME = _Value("a name", lambda value: isinstance(value, str) and value != "")
 _DATASET = _Section(required={"NAME": _NAME}, optional={"others": _Section(open=True)}, open=True)
 _ANNEALED = _Section(required={"start": _NOT_NEGATIVE, "target": _NOT_NEGATIVE, "ntime": _integer_from(1)})
+_AUGMENTATIONS = ("scale_and_translate", "scale_and_rotate", "scale_and_translate_small", "rotate", "none")
 
 _SCHEMA = _Section(
     required={
@@ -62,7 +63,9 @@ _SCHEMA = _Section(
         "model": _Section(required={"NAME": _NAME}, open=True),
         "step_per_update": _integer_from(1),
         "grad_norm_clip": _Value("a number > 0 or null", lambda value: value is None or _POSITIVE.accepts(value)),
-        "augmentation": _one_of("scale_and_translate", "scale_and_rotate", "scale_and_translate_small", "none"),
+        "augmentation": _one_of(
+            "scale_and_translate", "scale_and_rotate", "scale_and_translate_small", "rotate", "none"
+        ),
         "svm": _Section(required={"C": _POSITIVE, "every": _integer_from(1)}),
     },
     optional={
@@ -75,7 +78,10 @@ _SCHEMA = _Section(
         "scheduler": _Section(
             required={
                 "type": _one_of("CosLR"),
-                "kwargs": _Section(required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)}),
+                "kwargs": _Section(
+                    required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)},
+                    optional={"lr_min": _NOT_NEGATIVE},
+                ),
             }
         ),
         "temp": _ANNEALED,

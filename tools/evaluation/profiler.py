@@ -95,7 +95,8 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     points = F.normalize(torch.randn(1, num_points, 3, generator=generator), dim=-1)  # clouds are surfaces: a sphere
     if not hasattr(model, "encode"):  # no pre-training model
-        inputs = (points, torch.zeros(1, dtype=torch.long)) if isinstance(model, Segmenter) else (points,)
+        of_category = isinstance(model, Segmenter) and model.num_categories > 0
+        inputs = (points, torch.zeros(1, dtype=torch.long)) if of_category else (points,)
         stages, what = profile(model, *inputs), "forward"
     elif "train" in config["dataset"] and hasattr(model, "num_visible"):
         mask = draw_mask(torch.zeros(1, model.num_groups[-1]), model.num_visible, generator)
