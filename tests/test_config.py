@@ -133,6 +133,7 @@ for ending, transfer in TRANSFERS.items():
     MODELS |= {f"act/{name}{ending}": ACT | {"transfer_type": transfer} for name in ("modelnet40", "few-shot")}
     in_scans = ACT | {"transfer_type": transfer, "cls_dim": 15, "num_group": 128}
     MODELS |= {f"act/{name}{ending}": in_scans for name in SCANS}
+MODELS["act/s3dis"] = MODELS["point-mae/part-segmentation"] | {"NAME": "ACT_SEG", "num_parts": 13, "num_categories": 0}
 MODELS["act/part-segmentation"] = MODELS["point-mae/part-segmentation"] | {"NAME": "ACT_SEG"}
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -174,8 +175,10 @@ for ending in TRANSFERS:
 TRAINING |= {
     "act/modelnet40_8k": (*TRAINING["point-mae/modelnet40_8k"][:-1], "rotate"),
     "act/part-segmentation": PART_TRAINING,
+    "act/s3dis": (2e-4, 60, 59, 32, None, 10, "scale_and_translate_small"),
 }
-LR_MIN = {name: 1e-7 for name in TRAINING if name.startswith("act/") and name != "act/part-segmentation"}
+SEGMENTERS = ("act/part-segmentation", "act/s3dis")
+LR_MIN = {name: 1e-7 for name in TRAINING if name.startswith("act/") and name not in SEGMENTERS}
 WEIGHT_DECAY = {"point-bert/dvae": 5e-4}  # of all others 0.05
 SVM_C = {
     "pre-training/i2p-mae": 0.01,
@@ -263,6 +266,11 @@ for name in ("modelnet40", "modelnet40_8k", "few-shot", *SCANS):
 for ending in ("_linear", "_mlp3"):
     DATA |= {f"act/{name}{ending}": DATA[f"point-mae/{name}"] for name in ("modelnet40", "few-shot", *SCANS)}
 DATA["act/part-segmentation"] = SEGMENTATION
+S3DIS = {"NAME": "S3DIS", "ROOT": "data/stanford_indoor3d"}
+DATA["act/s3dis"] = {
+    "train": S3DIS | {"others": {"subset": "train", "npoints": 2048}},
+    "test": S3DIS | {"others": {"subset": "test", "npoints": 2048, "bs": 32}},
+}
 BANKS = ("modelnet40", "scan_obj-bg", "scan_obj", "scan_pb", "few-shot")
 MODELS |= {f"point-nn/{name}": POINT_NN | {"dim": 72} for name in BANKS}
 
