@@ -26,6 +26,7 @@ PROFILED = (  # one of each kind of model
     *("fine-tuning/scan_pb", "fine-tuning/modelnet40", "fine-tuning/point-m2ae_modelnet40"),
     *("part-segmentation/i2p-mae", "pre-training/point-m2ae", "pre-training/i2p-mae"),
     *("point-mae/scan_pb", "point-mae/modelnet40", "point-mae/part-segmentation", "point-mae/pre-train"),
+    *("point-bert/modelnet40", "act/modelnet40_linear", "act/s3dis"),
 )
 
 
