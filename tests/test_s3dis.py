@@ -1,5 +1,6 @@
 """S3DIS: blocks to learn from, whole rooms to test on, and the figures of both."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datasets import build_dataset
 from datasets.s3dis import S3DIS, Room, blocks_of
 from datasets.synthetic import write_s3dis
+from datasets.transforms import scale_and_translate_small
 from tests.playground import TRAINING, changed, refuse, results_of, run, write_config
+from tools import runner_room_segmentation
 from tools.evaluation.metrics import class_scores, confusion
 from tools.evaluation.rooms import measure_rooms
+from tools.training import provenance
 
 CPU = torch.device("cpu")
 
@@ -151,10 +156,11 @@ def test_blocks_cover_a_room_at_strides_of_half_a_metre():
         assert block.index.unique().numel() > block.index.numel() - 50  # what is filled up is less than a cloud
 
 
-def test_a_room_narrower_than_a_block_is_one_block():
-    blocks = list(blocks_of(room_of(uniform(30)), 64, torch.Generator().manual_seed(0)))
-    assert len(blocks) == 1
-    assert blocks[0].index.shape == (1, 64)
+@pytest.mark.parametrize(("points", "clouds"), [(30, 1), (64, 1), (65, 2)])
+def test_a_room_narrower_than_a_block_is_one_block(points, clouds):
+    (block,) = blocks_of(room_of(uniform(points)), 64, torch.Generator().manual_seed(0))
+    assert block.index.shape == (clouds, 64)
+    assert block.index.flatten().tolist() != sorted(block.index.flatten().tolist())
 
 
 class Says(nn.Module):
@@ -264,6 +270,30 @@ def test_a_segmenter_of_rooms_is_trained_and_tests_as_it_trained(here, capsys):
     assert "IoU of ceiling" in capsys.readouterr().out
 
 
+def test_a_step_augments_the_blocks_and_weighs_their_classes(here, monkeypatch):
+    caught = {}
+
+    class Caught(Exception):
+        pass
+
+    class Trainer:
+        def __init__(self, config, args, run, network, loader, step, **_: object) -> None:
+            caught.update(network=network.eval(), loader=loader, step=step)
+
+        def fit(self) -> None:
+            raise Caught
+
+    monkeypatch.setattr(runner_room_segmentation, "Trainer", Trainer)
+    with pytest.raises(Caught):
+        run("act/rooms", "--scratch_model", "--exp_name", "caught")
+    network, loader = caught["network"], caught["loader"]
+    loader.begin(0, 0)
+    points, classes = next(iter(loader))
+    values = caught["step"](points, classes, generator=torch.Generator().manual_seed(3))
+    log_probs = network(scale_and_translate_small(points, torch.Generator().manual_seed(3)))
+    torch.testing.assert_close(values["loss"], network.loss(log_probs, classes, loader.dataset.class_weights()))
+
+
 @pytest.mark.parametrize(
     ("config", "flags", "message"),
     [
@@ -274,6 +304,13 @@ def test_a_segmenter_of_rooms_is_trained_and_tests_as_it_trained(here, capsys):
 )
 def test_what_makes_no_sense_for_rooms_is_refused(here, capsys, config, flags, message):
     assert message in refuse(capsys, config, *flags)
+
+
+def test_of_the_published_data_it_is_rooms_that_are_counted(here, tmp_path, caplog):
+    shutil.copytree("data/stanford_indoor3d", tmp_path / "stanford_indoor3d", ignore=lambda *_: ["SYNTHETIC.json"])
+    entry = {"NAME": "S3DIS", "ROOT": str(tmp_path / "stanford_indoor3d"), "others": {"subset": "train", "npoints": 64}}
+    provenance.warn({"dataset": {"train": entry}}, train=build_dataset(entry))
+    assert "(2 train clouds; S3DIS, area 5 for the test has 204 train)" in caplog.text
 
 
 def test_votes_of_classifiers_are_refused(here, capsys, tmp_path):
