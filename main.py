@@ -24,7 +24,11 @@ RUNNERS = {  # flag → runner; without a flag: pre-training
     "scratch_model": "runner_finetune",
     "profile": "runner_profile",
 }
-OF_DATA = {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_segmentation"}
+OF_DATA = {
+    "ModelNetFewShot": "runner_few_shot",
+    "ShapeNetPart": "runner_part_segmentation",
+    "S3DIS": "runner_room_segmentation",
+}
 TASKS = {  # runner → data set → the runner that takes its place
     "runner_finetune": OF_DATA,
     "runner_test": OF_DATA,

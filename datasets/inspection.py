@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from datasets.hints import Entry
-from datasets.listings import modelnet_files, part_categories, part_files
+from datasets.listings import modelnet_files, part_categories, part_files, room_files
 from datasets.origin import GENERATED, PUBLISHED, marker_of, origin_of
 from datasets.packed import PackedClouds, index_file, read_list
 from datasets.pickled import fold_items, read_processed
-from datasets.published import FOLDS, SCAN_SPLITS, SHOTS, WAYS, fold_name
+from datasets.published import FOLDS, SCAN_SPLITS, SHOTS, TEST_AREA, WAYS, fold_name
 from datasets.sources import DRAWN_LISTS, SOURCES, version_of
 from datasets.untrusted import (
     check_points,
@@ -337,6 +337,23 @@ def _parts(entry: Mapping[str, Any], finding: Finding) -> Clouds:
     return ((str(path), lambda path=path: read_table(path, 7, "ROOT")) for path in finding.present(wanted))
 
 
+def _rooms(entry: Mapping[str, Any], finding: Finding) -> Clouds:
+    folder = Path(entry["ROOT"])
+    found = room_files(folder)
+    there = finding.present(path for files in found.values() for path in files)
+    for subset in (subset for subset, files in found.items() if not files):
+        finding.missing.append(str(folder / f"Area_{TEST_AREA if subset == 'test' else '<other>'}_<room>.npy"))
+        finding.files += 1
+    for path in there:
+        array = finding.attempt(load_npy, path, "r")
+        if array is not None and (array.ndim != 2 or array.shape[1] != 7):
+            finding.problems.append(f"{path}: shape {array.shape}; expected (points, 7)")
+    for subset, files in found.items():
+        clouds = sum(path in there for path in files)
+        finding.splits[subset] = {"clouds": clouds, "points": None, "labels": {}}  # a room has points of many classes
+    return ((str(path), lambda path=path: load_npy(path)) for path in there)
+
+
 _LOOKS: dict[str, Callable[[Mapping[str, Any], Finding], Clouds]] = {
     "ShapeNet": _shapenet,
     "ModelNet40_SVM": _modelnet_svm,
@@ -344,6 +361,7 @@ _LOOKS: dict[str, Callable[[Mapping[str, Any], Finding], Clouds]] = {
     "ModelNetFewShot": _few_shot,
     "ScanObjectNN": _scanobjectnn,
     "ShapeNetPart": _parts,
+    "S3DIS": _rooms,
 }
 
 

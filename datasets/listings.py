@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from datasets.hints import Entry
-from datasets.published import CATEGORIES, PARTS
+from datasets.published import CATEGORIES, PARTS, TEST_AREA
 from datasets.untrusted import read_json_list, read_lines, safe_join
 
 
@@ -34,6 +34,18 @@ def modelnet_files(listing: Path, class_names: list[str], key: str | Entry) -> t
             raise ValueError(f"{listing}: class {match[1]!r} of {name!r} is not in modelnet40_shape_names.txt")
         labels.append(index[match[1]])
     return files, labels
+
+
+def room_files(folder: Path) -> dict[str, list[Path]]:
+    """Find the rooms of S3DIS, Area_<area>_<room>.npy, in a folder.
+
+    Returns:
+        Subset → files of its rooms, in the order of their names: those of area 5 for "test", the others for "train".
+    """
+    rooms: dict[str, list[Path]] = {"train": [], "test": []}
+    for path in sorted(folder.glob("Area_[0-9]_*.npy")):
+        rooms["test" if path.name.startswith(f"Area_{TEST_AREA}_") else "train"].append(path)
+    return rooms
 
 
 def part_categories(path: Path, key: str | Entry) -> dict[str, int]:

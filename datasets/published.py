@@ -33,6 +33,13 @@ PARTS: dict[str, range] = {  # category → its parts; the order gives the categ
 CATEGORIES = list(PARTS)
 NUM_PARTS = sum(map(len, PARTS.values()))
 
+# S3DIS
+ROOM_CLASSES = [
+    *("ceiling", "floor", "wall", "beam", "column", "window", "door", "table", "chair", "sofa", "bookcase", "board"),
+    "clutter",
+]
+TEST_AREA = 5  # whose rooms test; those of the five others train
+
 # Few-shot tasks of ModelNet40
 WAYS, SHOTS, FOLDS = (5, 10), (10, 20), 10  # the published settings: each way with each shot, ten folds of each
 TEST_CLOUDS = 20  # of each class

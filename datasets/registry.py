@@ -13,6 +13,7 @@ from datasets.holdout import Part, whole
 from datasets.modelnet40 import ModelNet, ModelNet40_SVM
 from datasets.modelnet40_fewshot import ModelNetFewShot
 from datasets.own.cache import Record
+from datasets.s3dis import S3DIS
 from datasets.scanobjectnn import ScanObjectNN
 from datasets.shapenet55 import ShapeNet
 from datasets.shapenetpart import ShapeNetPart
@@ -26,6 +27,7 @@ DATASETS: dict[str, type[Dataset]] = {
     "ModelNetFewShot": ModelNetFewShot,
     "ScanObjectNN": ScanObjectNN,
     "ShapeNetPart": ShapeNetPart,
+    "S3DIS": S3DIS,
     "Folder": Folder,
 }
 

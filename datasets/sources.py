@@ -7,7 +7,7 @@ data/README.md and docs/DATASET.md. What is not known for certain is None.
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets.published import CATEGORIES, SCAN_CLASS_NAMES
+from datasets.published import CATEGORIES, ROOM_CLASSES, SCAN_CLASS_NAMES
 
 MARKER = "SYNTHETIC.json"  # stands in a folder of generated shapes
 DRAWN_LISTS = "lists.json"  # stands beside lists that `python -m datasets.lists` drew
@@ -252,6 +252,27 @@ SOURCES: dict[str, Source] = {  # NAME of a config entry → what it names
         size="674 MB",
         url=f"{_STANFORD}/shapenetcore_partanno_segmentation_benchmark_v0_normal.zip",
         landmark="synsetoffset2category.txt",
+    ),
+    "S3DIS": Source(
+        title="S3DIS",
+        use="segmentation of rooms",
+        home="stanford_indoor3d",
+        folders={"ROOT": "stanford_indoor3d"},
+        files=(("stanford_indoor3d/", "`Area_<area>_<room>.npy`: (points, 7) floats, `x y z r g b class` in metres"),),
+        versions={"": Version("S3DIS, area 5 for the test", {"train": 204, "test": 68})},
+        classes=tuple(ROOM_CLASSES),
+        points=None,
+        points_key="others.npoints",
+        layout="s3dis",
+        published_by="Stanford (the building parser data set); the .npy files are made of it by a script of PointNet",
+        terms="its own, to be accepted in a form",
+        steps=(
+            "fill in the form of the data set Stanford Large-Scale 3D Indoor Spaces and download "
+            "Stanford3dDataset_v1.2_Aligned_Version.zip",
+            "make a file of each room with collect_indoor3d_data.py of the repository charlesq34/pointnet or "
+            "yanx27/Pointnet_Pointnet2_pytorch on GitHub",
+            "put the files into {root}/stanford_indoor3d/",
+        ),
     ),
 }
 

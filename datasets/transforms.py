@@ -61,10 +61,20 @@ def scale_and_rotate(
         (B, N, 3).
     """
     scaled = points * _uniform(points, *scale, generator)
-    angle = 2 * math.pi * _rand((), points, generator)
-    cos, sin = angle.cos(), angle.sin()
-    x, y, z = scaled.unbind(dim=-1)
-    return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=-1)
+    return _turned(scaled, 2 * math.pi * _rand((), points, generator))
+
+
+def rotate(points: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Turn each cloud by an angle of its own, uniform over the circle, about y.
+
+    Args:
+        points: (B, N, 3) coordinates.
+        generator: source of the draws; None takes PyTorch's global one.
+
+    Returns:
+        (B, N, 3).
+    """
+    return _turned(points, _uniform(points, 0.0, 2 * math.pi, generator, axes=1).squeeze(-1))
 
 
 def random_subset(points: Tensor, num_points: int, generator: torch.Generator | None, shared: bool = False) -> Tensor:
@@ -99,8 +109,16 @@ AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
     "scale_and_translate": scale_and_translate,
     "scale_and_rotate": scale_and_rotate,
     "scale_and_translate_small": scale_and_translate_small,
+    "rotate": rotate,
     "none": lambda points, generator: points,
 }
+
+
+def _turned(points: Tensor, angle: Tensor) -> Tensor:
+    """Turn (B, N, 3) points about y by one angle, or by (B, 1) angles; a quarter turn takes z to x and x to −z."""
+    cos, sin = angle.cos(), angle.sin()
+    x, y, z = points.unbind(dim=-1)
+    return torch.stack([cos * x + sin * z, y, cos * z - sin * x], dim=-1)
 
 
 def _rand(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:

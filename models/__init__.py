@@ -16,8 +16,8 @@ from models.point_bert_segmenter import PointBertSegmenter
 from models.point_m2ae import Point_M2AE
 from models.point_mae import Point_MAE
 from models.point_nn import Point_NN
-from models.point_transformer import PointTransformer
-from models.point_transformer_segmenter import PointTransformerSegmenter
+from models.point_transformer import PointTransformer, classifier_of
+from models.point_transformer_segmenter import ACTSegmenter, PointTransformerSegmenter
 from utils.settings import check_name, check_settings
 
 __all__ = ["MODELS", "Encoder", "build_model", "check_model_config", "load_encoder"]
@@ -31,13 +31,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Point_M2AE_ScanObjectNN": partial(Classifier, num_classes=15, pooling="concat", skip_first_token=True),
     "Point_M2AE_SEG": PartSegmenter,  # of both hierarchical methods
     "Point_MAE": Point_MAE,
-    "PointTransformer": PointTransformer,
+    "PointTransformer": PointTransformer,  # of three methods, see `model_of`
     "Point_MAE_SEG": PointTransformerSegmenter,
+    "ACT_SEG": ACTSegmenter,
     "DiscreteVAE": DiscreteVAE,
     "Point_BERT": Point_BERT,
     "Point_BERT_SEG": PointBertSegmenter,
     "Point_NN": Point_NN,
 }
+
+
+def model_of(config: Mapping[str, Any]) -> Callable[..., nn.Module]:
+    """Return the model that a config names: that of `MODELS`, or of a `PointTransformer` the one that its keys tell."""
+    return classifier_of(config) if config["NAME"] == "PointTransformer" else MODELS[config["NAME"]]
 
 
 def build_model(config: Mapping[str, Any]) -> nn.Module:
@@ -53,7 +59,7 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
         ValueError: if the name or an argument is unknown, or the model refuses a value.
     """
     check_model_config(config)
-    return MODELS[config["NAME"]](**{key: value for key, value in config.items() if key != "NAME"})
+    return model_of(config)(**{key: value for key, value in config.items() if key != "NAME"})
 
 
 def check_model_config(config: Mapping[str, Any], where: str = "model") -> None:
@@ -67,7 +73,7 @@ def check_model_config(config: Mapping[str, Any], where: str = "model") -> None:
         ValueError: that names the key and the nearest valid one, or the type that is expected.
     """
     check_name(config.get("NAME"), MODELS, f"{where}.NAME")
-    model = MODELS[config["NAME"]]
+    model = model_of(config)
     settings = {key: value for key, value in config.items() if key != "NAME"}
     check_settings(model, settings, where, hidden=["teacher"])
     for name, function in getattr(model, "sections", {}).items():

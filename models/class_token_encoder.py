@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.single_scale import SingleScaleEncoder
+from models.single_scale import SingleScaleEncoder, with_class_token
 
 
 class ClassTokenEncoder(SingleScaleEncoder):
@@ -28,14 +28,7 @@ class ClassTokenEncoder(SingleScaleEncoder):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.cls_pos = nn.Parameter(torch.randn(1, 1, dim))
 
-    def embed(self, neighborhoods: Tensor) -> Tensor:
-        """Embed (B, G, k, 3) neighbourhoods as (B, G, dim) tokens."""
-        return self.reduce_dim(self.encoder(neighborhoods))
-
     def with_class_token(self, tokens: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         """Put the class token before (B, G, dim) tokens at (B, G, 3) centres; returns tokens and positions."""
-        batch = len(tokens)
-        tokens = torch.cat([self.cls_token.expand(batch, -1, -1).to(tokens.dtype), tokens], dim=1)
         position = self.pos_embed(centers)
-        position = torch.cat([self.cls_pos.expand(batch, -1, -1).to(position.dtype), position], dim=1)
-        return tokens, position  # (B, 1 + G, dim) each
+        return with_class_token(tokens, self.cls_token), with_class_token(position, self.cls_pos)

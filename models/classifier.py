@@ -11,6 +11,8 @@ from models.encoder import HierarchicalEncoder, check_encoder
 from models.loading import CLASSIFIER_HEAD, loading_rules
 from models.tokenizer import Group, group_levels
 
+HEAD_DIM = 256  # channels of the hidden layers of a head
+
 
 class Classifier(nn.Module):
     """Classifies clouds by the pooled top-level tokens.
@@ -85,7 +87,9 @@ class Classifier(nn.Module):
 
 def classification_head(in_dim: int, num_classes: int) -> nn.Sequential:
     """The head of all classifiers: two hidden layers of 256, half of each dropped in training, then the logits."""
-    return nn.Sequential(*_hidden_layer(in_dim, 256), *_hidden_layer(256, 256), nn.Linear(256, num_classes))
+    return nn.Sequential(
+        *_hidden_layer(in_dim, HEAD_DIM), *_hidden_layer(HEAD_DIM, HEAD_DIM), nn.Linear(HEAD_DIM, num_classes)
+    )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:

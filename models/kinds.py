@@ -14,13 +14,11 @@ def kind_of(state: Mapping[str, Tensor]) -> str:
 def _point_mae(state: Mapping[str, Tensor]) -> str | None:
     if any(key.startswith("MAE_decoder.") for key in state):
         return "a Point-MAE pre-training model"
-    if "blocks.blocks.0.norm1.weight" not in state:  # an encoder of a single scale
-        return None
-    if "propagation_0.mlp_convs.0.weight" in state:
-        return f"a single-scale part segmenter with {len(state['convs3.weight'])} parts"
-    if classes := _classes(state):
-        return f"a single-scale classifier with {classes} classes"
-    return "a single-scale encoder without a head"
+    return None
+
+
+def _act(state: Mapping[str, Tensor]) -> str | None:
+    return "an ACT pre-training model" if any(key.startswith("ACT_decoder.") for key in state) else None
 
 
 def _point_bert(state: Mapping[str, Tensor]) -> str | None:
@@ -29,6 +27,18 @@ def _point_bert(state: Mapping[str, Tensor]) -> str | None:
     if "dgcnn_pro_1.layer1.0.weight" in state:
         return f"a Point-BERT part segmenter with {len(state['conv2.weight'])} parts"
     return "a Point-BERT discrete autoencoder" if "codebook" in state else None
+
+
+def _single_scale(state: Mapping[str, Tensor]) -> str | None:
+    if "blocks.blocks.0.norm1.weight" not in state:
+        return None
+    for layer in ("convs3", "convs3_cls"):
+        if f"{layer}.weight" in state:
+            return f"a single-scale part segmenter with {len(state[f'{layer}.weight'])} parts"
+    if classes := _classes(state):
+        whose = "Point-BERT" if "reduce_dim.weight" in state else "single-scale"
+        return f"a {whose} classifier with {classes} classes"
+    return "a single-scale encoder without a head"
 
 
 def _hierarchical(state: Mapping[str, Tensor]) -> str | None:
@@ -51,4 +61,10 @@ def _classes(state: Mapping[str, Tensor]) -> int:
     return len(state[layers[-1]]) if layers else 0
 
 
-FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_bert, _point_mae, _hierarchical)
+FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (
+    _point_mae,
+    _act,
+    _point_bert,
+    _single_scale,
+    _hierarchical,
+)

@@ -15,7 +15,7 @@ class Segmenter(nn.Module):
 
     Attributes:
         num_parts: parts of all categories together.
-        num_categories: categories of shapes.
+        num_categories: categories of shapes; 0 = a cloud has none, as a part of a room.
     """
 
     num_parts: int
@@ -39,9 +39,12 @@ class Segmenter(nn.Module):
         one_hot = category if category.ndim == 2 else F.one_hot(category.long(), self.num_categories)
         return one_hot.to(points.dtype)
 
-    def loss(self, log_probs: Tensor, parts: Tensor) -> Tensor:
-        """Negative log-likelihood of (B, N) parts under (B, N, num_parts) log-probabilities, mean over all points."""
-        return F.nll_loss(log_probs.flatten(0, 1), parts.flatten())
+    def loss(self, log_probs: Tensor, parts: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood of (B, N) parts under (B, N, num_parts) log-probabilities, mean over all points.
+
+        With (num_parts,) weights each point counts as much as that of its part.
+        """
+        return F.nll_loss(log_probs.flatten(0, 1), parts.flatten(), weights)
 
 
 class CloudAwareSegmenter(Segmenter):
@@ -93,15 +96,20 @@ def log_probabilities(scores: Tensor) -> Tensor:
     return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))  # not in bfloat16
 
 
-def check_segmenter(num_parts: int, num_categories: int, point_dims: Sequence[int]) -> None:
+def check_segmenter(num_parts: int, num_categories: int, point_dims: Sequence[int], least_categories: int = 1) -> None:
     """Refuse sizes of a head that make no sense.
+
+    Args:
+        num_parts, num_categories, point_dims: of the segmenter.
+        least_categories: 0 where it may do without.
 
     Raises:
         ValueError: naming the value.
     """
-    if num_parts < 2 or num_categories < 1:
+    if num_parts < 2 or num_categories < least_categories:
         raise ValueError(
-            f"num_parts must be at least 2 and num_categories at least 1, got {num_parts} and {num_categories}"
+            f"num_parts must be at least 2 and num_categories at least {least_categories}, got {num_parts} and "
+            f"{num_categories}"
         )
     if len(point_dims) != 2 or min(point_dims) < 1:
         raise ValueError(f"point_dims must hold 2 values ≥ 1, got {[*point_dims]}")

@@ -18,7 +18,7 @@ class SingleScaleEncoder(nn.Module):
         depth: transformer blocks.
         num_heads: attention heads of every block.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0.
-        encoder_dims: channels of the token embedding, None = `dim`.
+        encoder_dims: channels of a group's embedding, None = `dim`; where they differ, a layer lies between.
 
     Raises:
         ValueError: if a value is out of range.
@@ -34,9 +34,14 @@ class SingleScaleEncoder(nn.Module):
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
         self.encoder = TokenEmbed(3, (128, 256, 512), encoder_dims)
+        self.reduce_dim = nn.Identity() if encoder_dims == dim else nn.Linear(encoder_dims, dim)
         self.pos_embed = positional_embedding(dim, POSITION_HIDDEN_DIM)
         self.blocks = BlockStack(dim, num_heads, drop_path_rates(drop_path_rate, [depth])[0])
         self.norm = nn.LayerNorm(dim)
+
+    def embed(self, neighborhoods: Tensor) -> Tensor:
+        """Embed (B, G, k, 3) neighbourhoods as (B, G, dim) tokens, without their positions."""
+        return self.reduce_dim(self.encoder(neighborhoods))
 
     def encode_group(self, group: Group, visible: Packing | None = None) -> Tensor:
         """Encode the visible tokens only.
@@ -48,11 +53,16 @@ class SingleScaleEncoder(nn.Module):
         Returns:
             (B, L, C) tokens after the norm, packed and padded; of all groups without `visible`.
         """
-        tokens, centers = self.encoder(group.neighborhoods), group.centers
+        tokens, centers = self.embed(group.neighborhoods), group.centers
         if visible is None:
             return self.norm(self.blocks(tokens, self.pos_embed(centers)))
         position = self.pos_embed(visible.pack(centers))
         return self.norm(self.blocks(visible.pack(tokens), position, visible.attention_mask))
+
+
+def with_class_token(tokens: Tensor, class_token: Tensor) -> Tensor:
+    """Put a (1, 1, C) class token, or its position, before (B, G, C) tokens, or theirs; returns (B, 1 + G, C)."""
+    return torch.cat([class_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
 
 
 def group_points(points: Tensor, num_groups: int, group_size: int) -> Group:

@@ -7,10 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tests.golden.fixtures import golden_tensor, summary
+from models import build_model
+from tests.golden.fixtures import fill_parameters, golden_tensor, summary
+from tools.training.builder import build_optimizer
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 2e-5
+OPTIMIZER = {"type": "AdamW", "kwargs": {"lr": 1e-3, "weight_decay": 0.05}}
 
 
 def load(name: str) -> dict:
@@ -55,3 +58,29 @@ def fill_teacher(teacher: nn.Module) -> None:
 def gradient_norm(module: nn.Module) -> float:
     """Root of the summed squares of all parameter gradients, in double precision."""
     return sum(float(p.grad.double().square().sum()) for p in module.parameters() if p.grad is not None) ** 0.5
+
+
+def released(config: dict, training: bool = False) -> nn.Module:
+    """A model with the golden weights and without dropout."""
+    model = fill_parameters(build_model(config)).train(training)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def assert_close(ours: Tensor, official: list) -> None:
+    """Figures agree within 1e-5 of their root mean square."""
+    expected = np.asarray(official)
+    np.testing.assert_allclose(ours.detach(), expected, rtol=0, atol=1e-5 * np.sqrt(np.mean(expected**2)))
+
+
+def exempt_by_name(model: nn.Module) -> list[str]:
+    """Parameters without weight decay that are neither one-dimensional nor biases."""
+    plain = build_optimizer(model, OPTIMIZER).param_groups[0]["params"]
+    ids = {id(parameter) for parameter in plain}
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in ids and parameter.ndim > 1 and not name.endswith(".bias")
+    ]

@@ -18,6 +18,7 @@ from datasets.synthetic import (
     write_fewshot,
     write_modelnet,
     write_modelnet_svm,
+    write_s3dis,
     write_scanobjectnn,
     write_shapenet,
     write_shapenetpart,
@@ -38,6 +39,7 @@ def made(tmp_path_factory):
     write_scanobjectnn(root, classes=["bag", "bed"], train=2, test=1, num_points=8)
     write_fewshot(root, classes=TEN, test=1, num_points=2)
     write_shapenetpart(root, classes=["mug", "knife"], train=2, test=1, num_points=8)
+    write_s3dis(root, train=2, test=1, num_points=30)
     return root
 
 
@@ -62,11 +64,12 @@ def shown(capsys, *arguments):
 def test_generated_data_are_whole_and_called_so(made, capsys):
     code, text = shown(capsys, "--root", made)
     assert code == 0
-    assert [line.split()[0] for line in text.splitlines()[2:10]] == [
+    assert [line.split()[0] for line in text.splitlines()[2:11]] == [
         *("ShapeNet", "ModelNet40_SVM", "ModelNet", "ModelNetFewShot"),
         *("ScanObjectNN", "ScanObjectNN", "ScanObjectNN", "ShapeNetPart"),
+        "S3DIS",
     ]
-    assert all(" generated " in line for line in text.splitlines()[2:10])
+    assert all(" generated " in line for line in text.splitlines()[2:11])
 
 
 def test_nothing_there_is_missing_with_the_way_out_once(tmp_path, capsys):
@@ -120,6 +123,18 @@ def test_each_kind_of_missing_file_is_found(root, name, split, file):
     found = look(root, name, split=split)
     assert found.verdict == "incomplete"
     assert found.missing == [str(path)]
+
+
+def test_rooms_that_are_not_there_are_missing_and_other_files_wrong(root):
+    folder = root / "stanford_indoor3d"
+    (folder / "Area_5_office_1.npy").unlink()
+    found = look(root, "S3DIS")
+    assert found.verdict == "incomplete"
+    assert found.missing == [str(folder / "Area_5_<room>.npy")]
+    assert {subset: split["clouds"] for subset, split in found.splits.items()} == {"train": 2, "test": 0}
+    np.save(folder / "Area_5_hall_1.npy", np.zeros((4, 6)))
+    (problem,) = look(root, "S3DIS").problems
+    assert problem == f"{folder}/Area_5_hall_1.npy: shape (4, 6); expected (points, 7)"
 
 
 def test_all_seven_h5_files_of_the_published_modelnet_are_expected(root):
@@ -231,7 +246,7 @@ def test_duplicates_and_the_range_are_told(root, capsys):
 
 def test_all_readers_files_are_read(made):
     found = [inspect(entry, full=True) for entry in entries(made, SOURCES)]
-    assert [finding.ranges["clouds"] for finding in found] == [6, 6, 6, FOLD_CLOUDS, 6, 6, 6, 8]
+    assert [finding.ranges["clouds"] for finding in found] == [6, 6, 6, FOLD_CLOUDS, 6, 6, 6, 8, 3]
     assert {finding.verdict for finding in found} == {"generated"}
 
 
@@ -320,6 +335,7 @@ def test_facts_are_the_published_ones():
             {"train": 11416, "test": 2882},
         ],
         "ShapeNetPart": [16, {"train": 12137, "val": 1870, "test": 2874}],
+        "S3DIS": [13, {"train": 204, "test": 68}],
     }
     assert all(len(set(source.classes)) == len(source.classes) for source in SOURCES.values())
 

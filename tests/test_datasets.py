@@ -515,6 +515,7 @@ OTHERS = {
     "ScanObjectNN": {"subset": "train"},
     "ModelNetFewShot": {"subset": "train"},
     "ShapeNetPart": {"subset": "trainval", "npoints": 2048},
+    "S3DIS": {"subset": "train", "npoints": 2048},
 }
 
 

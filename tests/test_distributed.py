@@ -29,13 +29,16 @@ from main import EXIT_STOPPED
 from models import build_model
 from models.classifier import Classifier
 from models.corruption import Corruption, Draws
+from models.point_transformer import ACTClassifier
 from tests.playground import CONFIGS, REPOSITORY, changed, make_playground, results_of, run, write_config
 from tests.playground import results_of_folder as read_results
 from tests.test_point_bert import MODEL as POINT_BERT
 from tests.test_pretraining_models import SMALL, i2p_mae, point_m2ae
+from tests.test_s3dis import Rooms, Says, room_of, uniform
 from tools import runner_pretrain
 from tools.evaluation import classification
 from tools.evaluation.inference import evaluate
+from tools.evaluation.rooms import measure_rooms
 from tools.runner_pretrain import over_all_processes
 from tools.training import run as training_run
 from tools.training.builder import TrainingLoader, parallel
@@ -238,6 +241,32 @@ def test_classification_in_two_processes_takes_the_step_of_one(splits, tmp_path)
     assert distance(classify(splits=4), expected) < 1e-12
     for share in in_two_processes(tmp_path, classify, splits):
         assert distance(share, expected) < 1e-12
+
+
+def transfer() -> torch.Tensor:
+    torch.manual_seed(0)
+    model = ACTClassifier(2, 24, 24, "linear", depth=2, num_heads=3, drop_path_rate=0.0, num_group=8, group_size=4)
+    network = parallel(frozen(model), PLAIN)
+    batch = dealt(clouds(4), torch.tensor([0, 1, 1, 0]))
+    return changes(network, batch, 1, lambda batch: {"loss": model.loss(network(batch[0]), batch[1])})
+
+
+def test_a_frozen_body_stays_in_two_processes_while_its_head_takes_the_step_of_one(tmp_path):
+    expected = transfer()
+    assert expected.count_nonzero() == 24 + 24 + 48 * 2 + 2  # class token, its position, head
+    for share in in_two_processes(tmp_path, transfer):
+        assert distance(share, expected) < 1e-12
+
+
+def measured_rooms() -> dict:
+    rooms = Rooms(*(room_of(uniform(300, seed=seed), classes=seed) for seed in range(3)))
+    return measure_rooms(Says(lambda call, points: (points[..., 2] > 1).long()), rooms, CPU, seed=0)
+
+
+def test_rooms_are_shared_and_measured_as_in_one_process(tmp_path):
+    expected = measured_rooms()
+    assert 0 < expected["mIoU"] < 100
+    assert in_two_processes(tmp_path, measured_rooms) == [expected, expected]
 
 
 @pytest.mark.parametrize("build", [i2p_mae, point_m2ae])

@@ -3,18 +3,25 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from extensions.pointnet2_ops.pointnet2_utils import furthest_point_sample
 from models import build_model
 from models.masking import Packing
-from tests.golden.fixtures import clouds, coarse_mask, fill_parameters, golden_tensor
-from tests.golden_numbers import assert_figure, assert_keys, assert_summary, gradient_norm, load
-from tools.training.builder import build_optimizer
+from tests.golden.fixtures import clouds, coarse_mask, golden_tensor
+from tests.golden_numbers import (
+    assert_close,
+    assert_figure,
+    assert_keys,
+    assert_summary,
+    exempt_by_name,
+    gradient_norm,
+    load,
+    released,
+)
 
 LOSS_TOLERANCE, TOTAL_GRADIENT_TOLERANCE, GRADIENT_TOLERANCE = 2e-6, 3e-5, 1e-4
 SEGMENTER_GRADIENT_TOLERANCE = 2e-4
-OPTIMIZER = {"type": "AdamW", "kwargs": {"lr": 1e-3, "weight_decay": 0.05}}
 HEAD_OF_ACT = ("label_conv", "propagation_0", "convs1", "convs2", "convs3", "bns1", "bns2")
 
 
@@ -31,32 +38,6 @@ def points() -> Tensor:
 @pytest.fixture(scope="module")
 def mask() -> Tensor:
     return coarse_mask(3, 64, 26, seed=99)
-
-
-def released(config: dict, training: bool = False) -> nn.Module:
-    """A model with the golden weights and without dropout."""
-    model = fill_parameters(build_model(config)).train(training)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
-
-
-def assert_close(ours: Tensor, official: list) -> None:
-    """Figures agree within 1e-5 of their root mean square."""
-    expected = np.asarray(official)
-    np.testing.assert_allclose(ours.detach(), expected, rtol=0, atol=1e-5 * np.sqrt(np.mean(expected**2)))
-
-
-def exempt_by_name(model: nn.Module) -> list[str]:
-    """Parameters without weight decay that are neither one-dimensional nor biases."""
-    plain = build_optimizer(model, OPTIMIZER).param_groups[0]["params"]
-    ids = {id(parameter) for parameter in plain}
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if id(parameter) in ids and parameter.ndim > 1 and not name.endswith(".bias")
-    ]
 
 
 def test_state_dict_of_the_pre_training_model(golden):

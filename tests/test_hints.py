@@ -32,6 +32,7 @@ OTHERS = {
     "ModelNetFewShot": {"subset": "train", "way": 5, "shot": 10, "fold": 0},
     "ScanObjectNN": {"subset": "test", "npoints": 24},
     "ShapeNetPart": {"subset": "trainval", "npoints": 24},
+    "S3DIS": {"subset": "test", "npoints": 24},
 }
 CONFIGS = sorted(path.stem for path in ROOT.glob("cfgs/dataset/*.yaml"))
 

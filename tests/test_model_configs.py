@@ -7,7 +7,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
-from models import MODELS, build_model, check_model_config
+from models import MODELS, build_model, check_model_config, model_of
 from utils.config import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
     with torch.random.fork_rng():
         model = build_model(config)
     assert any(True for _ in model.parameters()) == (config.NAME in LEARNED)
-    assert isinstance(model, getattr(MODELS[config.NAME], "func", MODELS[config.NAME]))
+    assert isinstance(model, getattr(model_of(config), "func", model_of(config)))
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNED if name != "DiscreteVAE"])  # which has no blocks

@@ -12,6 +12,7 @@ from models import build_model
 from models.initialisation import init_truncated_normal
 from models.masking import draw_block_mask
 from models.point_mae import Point_MAE
+from models.point_transformer import PointTransformer
 from models.transformer import BlockStack
 from tests.golden.fixtures import clouds
 from tests.golden_numbers import load
@@ -319,7 +320,6 @@ def test_stochastic_depth_drops_whole_samples_in_training_only(points):
         (with_transformer(num_heads=5), "24 channels do not divide into 5 heads"),
         (with_transformer(drop_path_rate=1.0), r"drop_path_rate must be in \[0, 1\), got 1.0"),
         (PRETRAINING | {"num_group": 0}, "num_group must be at least 1 and group_size at least 1, got 0 and 8"),
-        (CLASSIFIER | {"encoder_dims": 256}, "encoder_dims 256 must equal trans_dim 24"),
         (CLASSIFIER | {"cls_dim": 1}, "cls_dim must be at least 2, got 1"),
         (CLASSIFIER | {"group_size": 0}, "group_size at least 1, got 10 and 0"),
         (SEGMENTER | {"depth": 4}, "depth must be a multiple of 3, got 4"),
@@ -331,6 +331,11 @@ def test_stochastic_depth_drops_whole_samples_in_training_only(points):
 def test_sizes_that_do_not_fit_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         build_model(config)
+
+
+def test_without_a_config_too_a_classifier_takes_no_tokens_of_another_width():
+    with pytest.raises(ValueError, match="encoder_dims 256 must equal trans_dim 24"):
+        PointTransformer(4, trans_dim=24, encoder_dims=256, num_heads=3)
 
 
 @pytest.mark.parametrize(("keyword", "value"), [("mask_type", "ring"), ("loss", "emd")])
@@ -373,16 +378,22 @@ def test_multiply_adds_are_those_of_the_official_models(config, num_points, case
 @pytest.mark.parametrize(
     ("config", "case"),
     [
-        ("pre-train", "point_mae_pretrain"),
-        ("modelnet40", "point_mae_and_bert_finetune"),
-        ("scan_pb", "point_mae_and_bert_finetune"),
-        ("few-shot", "few_shot_point_mae_and_bert"),
-        ("part-segmentation", "point_mae_part_segmentation"),
+        ("point-mae/pre-train", "point_mae_pretrain"),
+        ("point-mae/modelnet40", "point_mae_and_bert_finetune"),
+        ("point-mae/scan_pb", "point_mae_and_bert_finetune"),
+        ("point-mae/few-shot", "few_shot_point_mae_and_bert"),
+        ("point-mae/part-segmentation", "point_mae_part_segmentation"),
+        ("point-bert/modelnet40_8k", "point_mae_and_bert_finetune"),
+        ("point-bert/few-shot", "few_shot_point_mae_and_bert"),
+        ("act/scan_pb", "act_finetune"),
+        ("act/scan_obj_linear", "act_linear_and_mlp3"),
+        ("act/modelnet40_mlp3", "act_linear_and_mlp3"),
+        ("act/part-segmentation", "act_part_segmentation"),
     ],
 )
 def test_the_schedule_is_the_released_one_an_epoch_earlier(config, case):
     """The released code steps after an epoch: its epoch e runs at what ours gives epoch e − 1 (docs/FIDELITY.md, 4)."""
-    golden, config = load("schedules")[case], load_config(ROOT / f"cfgs/point-mae/{config}.yaml")
+    golden, config = load("schedules")[case], load_config(ROOT / f"cfgs/{config}.yaml")
     assert config.max_epoch == golden["last_epoch"]
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=config.optimizer.kwargs.lr)
     scheduler = build_scheduler(optimizer, config.scheduler)

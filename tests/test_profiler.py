@@ -182,7 +182,7 @@ def test_a_config_of_an_encoder_without_parameters_is_profiled(monkeypatch, caps
     monkeypatch.chdir(ROOT)
     results = run(Path("cfgs/point-nn/part-segmentation.yaml"))
     total = {"name": "total", "parameters": 0, "macs": 0, "run_macs": 0, "products": 0}
-    assert results == {"points": 1024, "pass": "encode", "stages": [], "total": total}
+    assert results == {"points": 1024, "pass": "encode", "stages": [], "total": total, "trainable": 0}
     assert "1024 points, encode" in capsys.readouterr().out
 
 

@@ -326,6 +326,29 @@ def test_fewshot_needs_as_many_classes_as_ways(tmp_path):
         synthetic.write_fewshot(tmp_path, classes=THREE)
 
 
+def test_s3dis_layout(tmp_path):
+    folder = synthetic.write_s3dis(tmp_path, train=6, test=2, num_points=2000, side=2)
+    assert files_in(folder) == [
+        *(f"Area_{area}_office_{room}.npy" for area, room in ((1, 1), (1, 2), (2, 1), (3, 1), (4, 1))),
+        *("Area_5_office_1.npy", "Area_5_office_2.npy", "Area_6_office_1.npy", MARKER),
+    ]
+    rooms = [np.load(path) for path in sorted(folder.glob("*.npy"))]
+    for room in rooms:
+        assert room.shape == (2000, 7)
+        low, high = room[:, :3].min(0), room[:, :3].max(0)
+        assert (low >= 0).all()
+        assert (low < 0.02).all()
+        assert high == pytest.approx([2, 2, 2.5], abs=0.02)
+        for number, heights in ((1, (0, 0.05)), (0, (2.45, 2.5))):  # floor, ceiling
+            z = room[room[:, 6] == number, 2]
+            assert heights[0] <= z.min() <= z.max() <= heights[1]
+        furniture = room[room[:, 6] > 2]
+        assert len(furniture) == 1000
+        assert set(furniture[:, 6]) <= {7, 8, 9, 10, 12}  # table, chair, sofa, bookcase, clutter
+        assert furniture[:, 2].min() < 0.02
+    assert not any(np.array_equal(room, rooms[0]) for room in rooms[1:])
+
+
 def test_shapenetpart_layout(tmp_path):
     classes = ["airplane", "sofa", "table"]
     folder = synthetic.write_shapenetpart(tmp_path, classes=classes, train=2, test=1, num_points=256)

@@ -12,6 +12,7 @@ from datasets.transforms import (
     AUGMENTATIONS,
     normalize_unit_sphere,
     random_subset,
+    rotate,
     scale_and_rotate,
     scale_and_translate,
 )
@@ -137,6 +138,24 @@ def test_the_whole_batch_turns_by_one_angle_and_batches_by_any():
     assert torch.equal(draws[:, 0], draws[:, 2])
     angles = torch.atan2(draws[:, 0, 0, 2], draws[:, 0, 0, 0])
     assert torch.histc(angles, bins=4, min=-math.pi, max=math.pi).min() > 420  # of 500, five standard deviations
+
+
+@given(seed=SEEDS)
+@settings(max_examples=30, deadline=None)
+def test_rotate_turns_about_y_and_does_no_more(seed):
+    points = clouds(seed).double()
+    turned = rotate(points, generator(seed))
+    assert torch.equal(turned[..., 1], points[..., 1])
+    torch.testing.assert_close(torch.cdist(turned, turned), torch.cdist(points, points), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(turned[:, :3]), torch.linalg.det(points[:, :3]))
+
+
+def test_rotate_turns_each_cloud_by_an_angle_of_its_own_over_the_whole_circle():
+    turned = rotate(torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]).expand(2000, 2, 3), generator(0))
+    east, north = torch.atan2(turned[..., 2], turned[..., 0]).unbind(1)
+    torch.testing.assert_close((north - east) % (2 * math.pi), torch.full((2000,), math.pi / 2))  # one angle a cloud
+    assert len(east.unique()) > 1990
+    assert torch.histc(east, bins=4, min=-math.pi, max=math.pi).min() > 420  # of 500, five standard deviations
 
 
 def test_scale_and_rotate_scales_each_axis_within_its_range():

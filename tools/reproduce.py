@@ -1,4 +1,4 @@
-"""`python -m tools.reproduce`: the published figures of I2P-MAE, Point-M2AE, Point-MAE and Point-NN beside ours.
+"""`python -m tools.reproduce`: the published figures of the systems that run here beside ours.
 
 Finds the data sets and checkpoints on disk, runs what they allow, each as a command of main.py that is printed first,
 and writes the table under experiments/reproduce/. With --plan it only says what it would run and what is missing.

@@ -110,7 +110,7 @@ def load_weights(model: nn.Module, path: str | Path, strict: bool = False) -> Lo
 def fill_model(model: nn.Module, content: Mapping[str, Any], path: Path, strict: bool = False) -> LoadReport:
     """`load_weights` of what `read_checkpoint` returned; `path` is for messages."""
     rules = getattr(model, "loading", LoadingRules())
-    found = {renamed(key, rules.renamed): value for key, value in model_tensors(content, path).items()}
+    found = _named_as_here(model_tensors(content, path), rules.renamed)
     wanted = model.state_dict()
     harmless = rules.teacher if strict else rules.leftover
     extra = [key for key in found if key not in wanted]
@@ -313,6 +313,12 @@ def renamed(key: str, prefixes: Mapping[str, str]) -> str:
     """The name in the model of a tensor of a file: of `prefixes`, in the file → in the model, the first that fits."""
     old = next((prefix for prefix in prefixes if key.startswith(prefix)), "")
     return prefixes[old] + key.removeprefix(old) if old else key
+
+
+def _named_as_here(tensors: dict[str, Tensor], prefixes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Give tensors the model's names; one that the rules rename goes before another that has its new name already."""
+    names = {key: renamed(key, prefixes) for key in tensors}
+    return {names[key]: tensors[key] for key in sorted(tensors, key=lambda key: names[key] != key)}
 
 
 def _count(groups: Iterable[str]) -> str:

@@ -56,6 +56,7 @@ _NAME = _Value("a name", lambda value: isinstance(value, str) and value != "")
 _DATASET = _Section(required={"NAME": _NAME}, optional={"others": _Section(open=True)}, open=True)
 _SHARE = _Value("a number in (0, 1]", lambda value: _is_number(value) and 0 < value <= 1)
 _ANNEALED = _Section(required={"start": _NOT_NEGATIVE, "target": _NOT_NEGATIVE, "ntime": _integer_from(1)})
+_AUGMENTATIONS = ("scale_and_translate", "scale_and_rotate", "scale_and_translate_small", "rotate", "none")
 
 _SCHEMA = _Section(
     required={
@@ -63,7 +64,7 @@ _SCHEMA = _Section(
         "model": _Section(required={"NAME": _NAME}, open=True),
         "step_per_update": _integer_from(1),
         "grad_norm_clip": _Value("a number > 0 or null", lambda value: value is None or _POSITIVE.accepts(value)),
-        "augmentation": _one_of("scale_and_translate", "scale_and_rotate", "scale_and_translate_small", "none"),
+        "augmentation": _one_of(*_AUGMENTATIONS),
         "svm": _Section(required={"C": _POSITIVE, "every": _integer_from(1), "solver": _one_of("SVC", "LinearSVC")}),
     },
     optional={
@@ -76,7 +77,10 @@ _SCHEMA = _Section(
         "scheduler": _Section(
             required={
                 "type": _one_of("CosLR"),
-                "kwargs": _Section(required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)}),
+                "kwargs": _Section(
+                    required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)},
+                    optional={"lr_min": _NOT_NEGATIVE},
+                ),
             }
         ),
         "bn_momentum": _Section(

@@ -13,12 +13,13 @@ from .layouts import (
     write_meshes,
     write_modelnet,
     write_modelnet_svm,
+    write_s3dis,
     write_scanobjectnn,
     write_shapenet,
     write_shapenetpart,
 )
 
-LAYOUTS = ("shapenet", "modelnet_svm", "modelnet", "scanobjectnn", "fewshot", "shapenetpart", "meshes")
+LAYOUTS = ("shapenet", "modelnet_svm", "modelnet", "scanobjectnn", "fewshot", "shapenetpart", "s3dis", "meshes")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,15 +40,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"data sets to write, of {', '.join(LAYOUTS)} (all but meshes, which stand in for data of your own)",
     )
     parser.add_argument(
-        "--train", type=int, default=20, help="training shapes per class, except shapenet and fewshot (%(default)s)"
+        "--train",
+        type=int,
+        default=20,
+        help="training shapes per class, or rooms; not of shapenet and fewshot (%(default)s)",
     )
-    parser.add_argument("--test", type=int, default=10, help="test shapes per class (%(default)s)")
+    parser.add_argument("--test", type=int, default=10, help="test shapes per class, or rooms (%(default)s)")
     parser.add_argument("--shapenet", type=int, default=100, help="training shapes per class of shapenet (%(default)s)")
     parser.add_argument("--folds", type=int, default=FOLDS, help="folds of each fewshot setting (%(default)s)")
     parser.add_argument(
         "--points",
         type=int,
-        help="points per shape (8192 for shapenet and modelnet, 2048 for the others)",
+        help="points per shape (8192 for shapenet and modelnet, 40000 a room of s3dis, 2048 for the others)",
     )
     parser.add_argument("--text", action="store_true", help="modelnet as text files instead of .dat files")
     parser.add_argument(
@@ -75,6 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         "scanobjectnn": lambda: write_scanobjectnn(**labelled | {"classes": scanned}),
         "fewshot": lambda: write_fewshot(**common, **sizes, classes=args.classes, folds=args.folds),
         "shapenetpart": lambda: write_shapenetpart(**labelled),
+        "s3dis": lambda: write_s3dis(**common, **sizes, train=args.train),
         "meshes": lambda: write_meshes(**common, classes=args.classes, train=args.train),
     }
     for layout in LAYOUTS:

@@ -11,10 +11,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..published import FOLDS, SCAN_SPLITS, SHOTS, WAYS, fold_name
+from ..published import FOLDS, SCAN_SPLITS, SHOTS, TEST_AREA, WAYS, fold_name
 from .catalogue import CATALOGUE, FIRST_PART, SCAN_CLASSES
 from .primitives import Triangles
 from .publish import publish
+from .rooms import FURNITURE, sample_room
 from .sampling import Cloud, check_classes, draw_shape, sample_scan, sample_shape
 
 # Part of every marker: raise it when the same request gives other files.
@@ -283,6 +284,38 @@ def write_shapenetpart(
             (lists / f"shuffled_{split}_file_list.json").write_text(json.dumps(listed))
 
     return publish(Path(root) / "shapenetcore_partanno_segmentation_benchmark_v0_normal", request, write)
+
+
+def write_s3dis(
+    root: Path | str, seed: int = 0, train: int = 20, test: int = 10, num_points: int = 40_000, side: float = 3.0
+) -> Path:
+    """Write stanford_indoor3d: Area_<area>_office_<n>.npy, (N, 7) float64 with x y z r g b class a row, in metres.
+
+    Args:
+        root, seed: as in `write_shapenet`.
+        train: rooms of the areas 1, 2, 3, 4 and 6, in turn.
+        test: rooms of area 5.
+        num_points: points of a room; the published ones have about a million.
+        side: of the rooms' square floors, metres.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        ValueError: if a number is not positive, or the folder holds data that was not generated.
+    """
+    request = _request("s3dis", seed, list(FURNITURE), train=train, test=test, num_points=num_points) | {"side": side}
+    areas = [area for area in range(1, 7) if area != TEST_AREA]
+
+    def write(folder: Path) -> None:
+        for number in range(train):
+            area, room = areas[number % len(areas)], number // len(areas) + 1
+            np.save(folder / f"Area_{area}_office_{room}.npy", sample_room(area, room, num_points, side, seed))
+        for room in range(1, test + 1):
+            path = folder / f"Area_{TEST_AREA}_office_{room}.npy"
+            np.save(path, sample_room(TEST_AREA, room, num_points, side, seed))
+
+    return publish(Path(root) / "stanford_indoor3d", request, write)
 
 
 def write_meshes(

@@ -91,6 +91,41 @@ def _part_ious(predicted: Tensor, true: Tensor, num_parts: int) -> tuple[Tensor,
     return torch.where(union > 0, both / union.clamp_min(1), 1.0), truth > 0
 
 
+def confusion(predicted: Tensor, true: Tensor, num_classes: int) -> Tensor:
+    """Count points by class and prediction.
+
+    Args:
+        predicted, true: int64 of one shape, in 0 … num_classes − 1.
+        num_classes: how many there are.
+
+    Returns:
+        (num_classes, num_classes) float64; a row is a true class.
+    """
+    pairs = true.flatten() * num_classes + predicted.flatten()
+    return pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes).double()
+
+
+def class_scores(counts: Tensor) -> dict[str, float | list[float | None]]:
+    """The figures of a segmentation whose classes are the same for all clouds.
+
+    Args:
+        counts: confusion matrix of all points, (classes, classes), a row for each true class.
+
+    Returns:
+        Percents: mIoU, over the classes that are true or predicted anywhere; mean_class_accuracy, over those that are
+        true; point_accuracy; ious, of each class, None where it is neither.
+    """
+    both, true, predicted = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    union = true + predicted - both
+    ious = 100.0 * both / union
+    return {
+        "mIoU": ious[union > 0].mean().item(),
+        "mean_class_accuracy": 100.0 * (both / true)[true > 0].mean().item(),
+        "point_accuracy": 100.0 * (both.sum() / counts.sum()).item(),
+        "ious": [iou if occurs else None for iou, occurs in zip(ious.tolist(), union > 0, strict=True)],
+    }
+
+
 def segmentation_scores(
     predicted: Tensor, true: Tensor, categories: Tensor, parts_of_categories: Tensor
 ) -> dict[str, float | list[float | None]]:

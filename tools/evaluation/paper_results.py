@@ -1,4 +1,4 @@
-"""The published figures of the five methods, what each needs, and its commands."""
+"""The published figures of the systems that run here, what each needs, and its commands."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -56,6 +56,7 @@ DATA_SETS = {
         ),
         "the authors of PointNet++",
     ),
+    "S3DIS": DataSet("stanford_indoor3d", tuple(f"Area_{area}_*.npy" for area in range(1, 7)), "Stanford, in a form"),
     **{
         f"few-shot {key}": DataSet(
             "ModelNetFewshot",
@@ -175,12 +176,16 @@ class Method(NamedTuple):
 
 
 def costs(method: Method) -> Iterator[Row]:
-    """Parameters, multiply-adds, and hours of pre-training."""
+    """Parameters and multiply-adds."""
     parameters = Way(("--profile",), PROFILE, ("total", "parameters"), unit=1e6)
     macs = Way(("--profile",), PROFILE, ("total", "macs"), unit=1e9)
-    hours = Way((), "pre-training", ("seconds",), trains=True, makes=method.pretrained, unit=3600.0)
     yield method.row("params_M", "parameters, M", method.config("fine-tuning", "scan_pb"), [], parameters)
     yield method.row("gflops", "multiply-adds, G", method.config("fine-tuning", method.cost_data), [], macs)
+
+
+def hours(method: Method) -> Iterator[Row]:
+    """Hours of pre-training."""
+    hours = Way((), "pre-training", ("seconds",), trains=True, makes=method.pretrained, unit=3600.0)
     data = ["ShapeNet-55", "ModelNet40 (SVM)"]
     yield method.row("pretrain_hours_1gpu", "pre-training, hours", method.config("pre-training"), data, hours)
 
@@ -198,20 +203,21 @@ def linear_svms(method: Method) -> Iterator[Row]:
 
 def classifiers(method: Method) -> Iterator[Row]:
     """Fine-tuned classifiers."""
-    for figure in PUBLISHED[method.key]["finetune"]:
-        key = figure.removesuffix("_unverified")
-        if key.endswith("_vote"):
+    for figure, value in PUBLISHED[method.key]["finetune"].items():
+        if isinstance(value, dict):  # as others have printed them
             continue
+        key = figure.removesuffix("_unverified").removesuffix("_vote")
         weights, config = f"{method.prefix}{key}.pth", method.config("fine-tuning", key)
         data = ["ModelNet40" if key.startswith("modelnet40") else key]
+        if figure.endswith("_vote"):
+            vote = Way(("--test", "--vote"), "test", ("vote", "best_accuracy"), weights)
+            yield method.row(f"finetune.{figure}", f"fine-tuning, {key}, {method.votes}", config, data, vote)
+            continue
         test = Way(("--test",), "test", ("accuracy",), weights)
         tune = Way(
             ("--finetune_model",), "fine-tuning", ("best_accuracy",), method.pretrained, trains=True, makes=weights
         )
         yield method.row(f"finetune.{figure}", f"fine-tuning, {key}{doubt_of(figure)}", config, data, test, tune)
-        if f"{key}_vote" in PUBLISHED[method.key]["finetune"]:
-            vote = Way(("--test", "--vote"), "test", ("vote", "best_accuracy"), weights)
-            yield method.row(f"finetune.{key}_vote", f"fine-tuning, {key}, {method.votes}", config, data, vote)
 
 
 def few_shot(method: Method) -> Iterator[Row]:
@@ -240,6 +246,16 @@ def part_segmentation(method: Method) -> Iterator[Row]:
         )
         title = f"{mode}, {key.replace('_', ' ')}{doubt_of(method.part_key)}"
         yield method.row(f"{method.part_key}.{key}", title, config, ["ShapeNetPart"], test, tune)
+
+
+def room_segmentation(method: Method) -> Iterator[Row]:
+    """Segmentation of whole rooms."""
+    weights, mode = f"{method.prefix}s3dis.pth", "room segmentation"
+    test = Way(("--test",), mode, ("mIoU",), weights)
+    tune = Way(
+        ("--finetune_model",), f"{mode}, fine-tuning", ("best", "mIoU"), method.pretrained, trains=True, makes=weights
+    )
+    yield method.row("s3dis.mIoU", f"{mode}, mIoU on area 5", method.config("s3dis"), ["S3DIS"], test, tune)
 
 
 def memory_banks(method: Method) -> Iterator[Row]:
@@ -276,7 +292,7 @@ def doubt_of(key: str) -> str:
     return " (unverified)" if key.endswith("_unverified") else ""
 
 
-TRAINED = (costs, linear_svms, classifiers, few_shot, part_segmentation)
+TRAINED = (costs, hours, linear_svms, classifiers, few_shot, part_segmentation)
 MATCHED = (memory_banks, few_shot_banks, part_prototypes)
 METHODS = (
     Method("I2P-MAE", "ZrrSkywalker/I2P-MAE", "i2p-mae", "", "scan_pb", "part_seg_unverified"),
@@ -287,12 +303,22 @@ METHODS = (
         votes="best of votes (published: of 299, here: of 49)",
     ),
 )
+POINT_BERT = Method(
+    *("Point-BERT", "lulutang0608/Point-BERT", "point-bert", "point-bert_", "scan_pb"),
+    own_folder=True,
+    votes="best of votes (published: of 9, here: of 49)",
+)
+ACT = Method(
+    *("ACT", "RunpeiDong/ACT", "act", "act_", "scan_pb"),
+    own_folder=True,
+    votes="best of votes (published: of 299, here: of 49)",
+)
 POINT_NN = Method("Point-NN", "ZrrSkywalker/Point-NN", "point-nn", "", own_folder=True)
-POINT_BERT = Method("Point-BERT", "lulutang0608/Point-BERT", "point-bert", "point-bert_", own_folder=True)
-REPOSITORIES = {method.key: method.repository for method in (*METHODS, POINT_BERT, POINT_NN)}
+REPOSITORIES = {method.key: method.repository for method in (*METHODS, POINT_BERT, ACT, POINT_NN)}
 KINDS = [
     *((method, kind) for method in METHODS for kind in TRAINED),
-    *((POINT_BERT, kind) for kind in (linear_svms, part_segmentation)),
+    *((POINT_BERT, kind) for kind in (costs, linear_svms, classifiers, few_shot, part_segmentation)),
+    *((ACT, kind) for kind in (costs, classifiers, few_shot, part_segmentation, room_segmentation)),
     *((POINT_NN, kind) for kind in MATCHED),
 ]
 ROWS = tuple(row for method, kind in KINDS for row in kind(method))

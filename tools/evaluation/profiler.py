@@ -42,9 +42,9 @@ STAGES = {  # stage → names of the modules and parameters that belong to it; t
     ),
     "graph network {}": r"dgcnn_(\d+)",
     CODEBOOK: r"codebook",
-    "propagation {}": r"(?:propagations?[._]|dgcnn_pro_)(\d+)",
+    "propagation {}": r"(?:propagations?[._]|dgcnn_pro_)(\d+)(?:_cls)?",
     "head": (
-        r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs?\d+|bns?\d+"
+        r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv(?:_cls)?|convs?\d+(?:_cls)?|bns?\d+(?:_cls)?"
         r"|transformer_q\.(?:lm_head|cls_head)"
     ),
     "momentum encoder": r"transformer_k\.\w+",
@@ -95,7 +95,8 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
         seed: of the cloud and the mask.
 
     Returns:
-        The number of points, what ran, `stages` and their `total` without the teacher.
+        The number of points, what ran, `stages` and their `total` without the teacher; `trainable`: how many of the
+        model's parameters learn.
 
     Raises:
         ValueError: if the config does not say how many points a cloud has.
@@ -105,7 +106,8 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     points = F.normalize(torch.randn(1, num_points, 3, generator=generator), dim=-1)  # clouds are surfaces: a sphere
     if not hasattr(model, "encode"):  # no pre-training model
-        inputs = (points, torch.zeros(1, dtype=torch.long)) if isinstance(model, Segmenter) else (points,)
+        of_category = isinstance(model, Segmenter) and model.num_categories > 0
+        inputs = (points, torch.zeros(1, dtype=torch.long)) if of_category else (points,)
         stages, what = profile(model, *inputs), "forward"
     elif "train" in config["dataset"] and hasattr(model, "num_visible"):
         mask = draw_mask(torch.zeros(1, model.num_groups[-1]), model.num_visible, generator)
@@ -116,7 +118,9 @@ def count(config: dict[str, Any], source: str, seed: int) -> dict[str, Any]:
     else:
         stages, what = profile(model, points, forward=model.encode), "encode"
     total = sum_up([stage for stage in stages if stage.name != TEACHER])
-    return {"points": num_points, "pass": what, "stages": [asdict(stage) for stage in stages], "total": asdict(total)}
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counted = {"points": num_points, "pass": what, "stages": [asdict(stage) for stage in stages]}
+    return {**counted, "total": asdict(total), "trainable": trainable}
 
 
 def cloud_size(config: dict[str, Any], source: str) -> int:
@@ -286,7 +290,10 @@ def sum_up(stages: list[StageCost]) -> StageCost:
 
 
 def table(counted: dict[str, Any]) -> str:
-    """Lay out what `count` returned, in millions of multiply-adds; the teacher stands below the total."""
+    """Lay out what `count` returned, in millions of multiply-adds; the teacher stands below the total.
+
+    Where some parameters are frozen, a line below says how many learn.
+    """
     stages = [StageCost(**stage) for stage in counted["stages"]]
     student, teacher = ([stage for stage in stages if (stage.name == TEACHER) == last] for last in (False, True))
     rows = [
@@ -294,4 +301,6 @@ def table(counted: dict[str, Any]) -> str:
         for stage in [*student, StageCost(**counted["total"]), *teacher]
     ]
     title = f"{counted['points']} points, {counted['pass']}"
-    return format_table(rows, [title, "parameters", "M MACs", "run here, M", "products, M"])
+    laid_out = format_table(rows, [title, "parameters", "M MACs", "run here, M", "products, M"])
+    learn, total = counted["trainable"], counted["total"]["parameters"]
+    return laid_out if learn == total else f"{laid_out}\nof {total:,} parameters {learn:,} learn, the others are frozen"

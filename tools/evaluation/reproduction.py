@@ -27,6 +27,7 @@ PROFILED = (  # one of each kind of model
     *("part-segmentation/i2p-mae", "pre-training/point-m2ae", "pre-training/i2p-mae"),
     *("point-mae/scan_pb", "point-mae/modelnet40", "point-mae/part-segmentation", "point-mae/pre-train"),
     *("point-bert/part-segmentation", "point-bert/pre-train"),
+    *("point-bert/modelnet40", "act/modelnet40_linear", "act/s3dis"),
 )
 
 

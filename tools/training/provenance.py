@@ -48,7 +48,7 @@ def _remarks(config: dict[str, Any], datasets: dict[str, Dataset]) -> Iterator[s
         title = SOURCES[entry["NAME"]].title
         others = entry.get("others") or {}
         subset = others.get("subset") or others["partition"]
-        verdict, reason = origin_of(entry, {subset: len(dataset)}, dataset.class_names)
+        verdict, reason = origin_of(entry, {subset: len(getattr(dataset, "rooms", dataset))}, dataset.class_names)
         if verdict == GENERATED:
             generated[split] = title
         elif verdict != PUBLISHED:
