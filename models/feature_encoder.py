@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         least = self.group_sizes[0]
         repeated = cloud[:, torch.arange(max(least, cloud.shape[1]), device=cloud.device) % cloud.shape[1]]
         found = self.encode_chosen(repeated, *self.choose(repeated))
-        return replace(found, per_point=_carry(cloud, found)) if per_point else found
+        return replace(found, per_point=carry(cloud, found)) if per_point else found
 
     def choose(self, points: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Sample and search: all that needs more than standard operators.
@@ -171,7 +171,7 @@ def _superfluous(model: Any) -> Iterator[str]:
     return (name for name in names if name not in model.encoder_parts)
 
 
-def _carry(points: Tensor, found: Encoded) -> Tensor:
+def carry(points: Tensor, found: Encoded) -> Tensor:
     """Carry the visible tokens of all levels to (B, N, 3) points."""
     levels = zip(found.tokens, found.centers, found.visible, strict=True)
     carried = [

@@ -45,8 +45,9 @@ def model_config(
 
 
 def without_weights(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a model section so that building it needs no 2D teacher."""
-    return {**section, "clip_config": WITHOUT_TEACHER} if "clip_config" in section else dict(section)
+    """Copy a model section, into plain dictionaries, so that building it needs no 2D teacher."""
+    copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in section.items()}
+    return {**copy, "clip_config": WITHOUT_TEACHER} if "clip_config" in section else copy
 
 
 def released_configs(tensors: Mapping[str, Tensor]) -> dict[Path, dict[str, Any]]:

@@ -12,8 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.transforms import AUGMENTATIONS, normalize_unit_sphere, random_subset
 from extensions.streams import beside
-from models import build_model, i2p_mae
+from models import Encoder, build_model, i2p_mae
+from models.feature_encoder import carry
 from models.masking import Packing
+from models.released import without_weights
 from tools.runner_finetune import sample_farthest
 from utils.config import load_config
 
@@ -87,6 +89,18 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "random_subset": partial(random_subset, num_points=8, generator=None),
     "sample_farthest": partial(sample_farthest, num_points=8),
 }
+
+
+@pytest.mark.parametrize(("config", "changes"), MODELS)
+def test_an_encoder_works_where_its_weights_are(config, changes):
+    settings = without_weights({**load_config(ROOT / f"cfgs/{config}.yaml").model, **changes})
+    with FakeTensorMode():
+        with GPU:
+            encoder = Encoder(build_model(settings), settings, None)
+            points = torch.empty(2, 1024, 3)
+        out = encoder.encode_chosen(points, *encoder.choose(points))
+        found = [out.feature, *out.tokens, *out.centers, *out.visible, carry(points, out)]
+    assert {tensor.device for tensor in found} == {GPU}
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)

@@ -287,6 +287,7 @@ def test_of_a_released_file_the_config_is_found(tmp_path, name):
     assert encoder.config["NAME"] == name
     sizes = {"Point_MAE": ((64,), (32,))}.get(name, ((512, 256, 64), (16, 8, 8)))
     assert (encoder.num_groups, encoder.group_sizes) == sizes
+    assert {type(value) for value in [encoder.config, *encoder.config.values()]} <= {dict, list, str, int, float}
 
 
 def test_a_2d_head_of_any_width_will_do(tmp_path):
