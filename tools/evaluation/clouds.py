@@ -101,7 +101,7 @@ def of_dataset(dataset: Dataset, count: int) -> Clouds:
     points, labels, *parts = columns
     numbered = dataset.class_names or ["cloud"]
     names = [f"{numbered[int(label)]}, item {index}" for label, index in zip(labels, chosen, strict=True)]
-    return Clouds(points, names, f"{name_of(dataset)}", labels, *parts)
+    return Clouds(points, names, f"{name_of(dataset)}, test split", labels, *parts)
 
 
 def of_files(inputs: Sequence[Path], count: int, num_points: int, up: str, seed: int) -> Clouds:
