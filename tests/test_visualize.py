@@ -513,8 +513,13 @@ def test_the_first_of_each_class_comes_first():
     assert first_of_each(np.array([2, 0, 0, 2, 5, 0]), 5) == [1, 0, 4, 2, 3]
 
 
-def test_shapes_that_are_trained_on_stand_in_where_there_are_no_others(here, caplog):
-    config = {"dataset": {"train": changed(CONFIGS[PRETRAIN]["dataset"]["train"], "DATA_PATH", "data/nowhere")}}
+@pytest.mark.parametrize(("key", "value"), [("DATA_PATH", "data/nowhere"), ("PC_PATH", "data/damaged")])
+def test_shapes_that_are_trained_on_stand_in_where_no_others_can_be_read(here, caplog, key, value):
+    data = CONFIGS[PRETRAIN]["dataset"]["train"]
+    for name in Path(data["DATA_PATH"], "test.txt").read_text().split():
+        Path("data/damaged").mkdir(exist_ok=True)
+        Path("data/damaged", name).write_bytes(b"")
+    config = {"dataset": {"train": changed(data, key, value)}}
     seen = build_dataset(CONFIGS[PRETRAIN]["dataset"]["train"])
     with caplog.at_level("INFO"):
         shapes = unseen_or_seen(config, seen, 0, 2)
