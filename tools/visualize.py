@@ -20,6 +20,7 @@ from utils.logger import setup_logger
 
 if TYPE_CHECKING:  # what imports PyTorch, which takes seconds, is imported where it is used
     from torch import nn
+    from torch.utils.data import Dataset
 
     from tools.evaluation.clouds import Clouds
 
@@ -95,6 +96,7 @@ def pictures_of_model(args: Namespace) -> tuple[str, list[tuple[str, str]], Sect
         The title of the page, what it was made of, its sections.
     """
     from models import build_model
+    from tools.evaluation.clouds import unseen_split
     from tools.training.builder import check_config, count_classes
     from utils.checkpoint import load_weights
     from utils.device import choose_device
@@ -110,14 +112,15 @@ def pictures_of_model(args: Namespace) -> tuple[str, list[tuple[str, str]], Sect
     report = load_weights(model, args.ckpts, strict=True)
     logger.info("%s", report)
     model = model.to(choose_device()).eval()
-    clouds = clouds_to_show(config, args, model)
+    dataset = None if args.inputs else unseen_split(config, args.seed)
+    clouds = clouds_to_show(config, args, model, dataset)
     about = [
         ("checkpoint", f"{args.ckpts}, SHA-256 {sha256_of(args.ckpts)[:16]}…; chosen by: {report.chosen_by}"),
         ("config", f"{args.config}, model {config['model']['NAME']}"),
         ("shapes", f"{len(clouds)} of {clouds.source}, {clouds.points.shape[1]} points each"),
         ("seed", str(args.seed)),
     ]
-    return f"{config['model']['NAME']}, {args.ckpts.name}", about, draw(model, clouds, config, args)
+    return f"{config['model']['NAME']}, {args.ckpts.name}", about, draw(model, clouds, dataset, config, args)
 
 
 def maker_for(model: "nn.Module", name: str) -> Callable[..., Sections]:
@@ -132,8 +135,14 @@ def maker_for(model: "nn.Module", name: str) -> Callable[..., Sections]:
     )
 
 
-def clouds_to_show(config: dict[str, Any], args: Namespace, model: "nn.Module") -> "Clouds":
-    """The shapes on the page, on the CPU: files, or some of the config's test split; as many points as the model sees.
+def clouds_to_show(config: dict[str, Any], args: Namespace, model: "nn.Module", dataset: "Dataset | None") -> "Clouds":
+    """The shapes on the page, on the CPU: files, or some of the test split; as many points of each as the model sees.
+
+    Args:
+        config: resolved.
+        args: command line.
+        model: to be shown.
+        dataset: the test split; None for files.
 
     Raises:
         FileNotFoundError: if they are not there.
@@ -142,10 +151,11 @@ def clouds_to_show(config: dict[str, Any], args: Namespace, model: "nn.Module") 
     from dataclasses import replace
 
     import torch
+    from torch.utils.data import DataLoader
 
     from datasets.published import CATEGORIES
-    from tools.evaluation.classification import sample_farthest
-    from tools.evaluation.clouds import MOST_POINTS, of_dataset, of_files, unseen_split
+    from tools.evaluation.classification import check_channels, sample_farthest
+    from tools.evaluation.clouds import MOST_POINTS, of_dataset, of_files
 
     segments, classifies = hasattr(model, "num_parts"), hasattr(model, "num_classes")
     if args.category is not None and not (segments and args.inputs):
@@ -155,11 +165,12 @@ def clouds_to_show(config: dict[str, Any], args: Namespace, model: "nn.Module") 
             f"a part segmenter has to be told the category of INPUT, and --category is {args.category}; give one of "
             f"{', '.join(CATEGORIES)}"
         )
-    if args.inputs:
+    if dataset is None:
         seen = MOST_POINTS if classifies else points_seen(config)
         clouds = of_files(args.inputs, args.shapes, seen, args.up, args.seed)
     else:
-        clouds = of_dataset(unseen_split(config, args.seed), args.shapes)
+        check_channels(DataLoader(dataset))
+        clouds = of_dataset(dataset, args.shapes)
     if segments and args.inputs:
         clouds = replace(clouds, labels=torch.full((len(clouds),), CATEGORIES.index(args.category)))
     if classifies:
@@ -176,7 +187,9 @@ def points_seen(config: dict[str, Any]) -> int:
     raise ValueError("the config does not say how many points a model sees (others.npoints of a data set)")
 
 
-def of_pretraining(model: "nn.Module", clouds: "Clouds", config: dict[str, Any], args: Namespace) -> Sections:
+def of_pretraining(
+    model: "nn.Module", clouds: "Clouds", dataset: "Dataset | None", config: dict[str, Any], args: Namespace
+) -> Sections:
     """Reconstruction, the 2D teacher and features."""
     from models.i2p_mae import I2P_MAE
     from tools.evaluation import explain, figures, sections
@@ -199,46 +212,49 @@ def of_pretraining(model: "nn.Module", clouds: "Clouds", config: dict[str, Any],
     return [*found, sections.features(clouds, colours, share)]
 
 
-def of_classifier(model: "nn.Module", clouds: "Clouds", config: dict[str, Any], args: Namespace) -> Sections:
+def of_classifier(
+    model: "nn.Module", clouds: "Clouds", dataset: "Dataset | None", config: dict[str, Any], args: Namespace
+) -> Sections:
     """Decisions; without files of one's own also the confusions and the map of the test split."""
     from tools.evaluation import explain, figures, sections
 
     device = next(model.parameters()).device
     found = explain.decisions(model, clouds.points.to(device))
-    names = class_names_of(config, args, model)
+    names = class_names_of(config, args, model, dataset)
     figures.draw_values(clouds.points, {"saliency": found.saliency}, clouds.names, args.output / "decisions.png")
     decided = sections.decisions(clouds, found, names)
-    return [decided] if args.inputs else [*of_test_split(model, config, names, args), decided]
+    return [decided] if dataset is None else [*of_test_split(model, dataset, names, config["npoints"], args), decided]
 
 
-def class_names_of(config: dict[str, Any], args: Namespace, model: "nn.Module") -> list[str]:
-    """Names of the classes; numbers, said in the log, where files are shown and the data set is not on this disk."""
+def class_names_of(config: dict[str, Any], args: Namespace, model: "nn.Module", dataset: "Dataset | None") -> list[str]:
+    """Names of a classifier's classes; numbers for those that the data set, where it is on this disk, does not name."""
     from tools.evaluation.clouds import unseen_split
 
+    numbers = [f"class {number}" for number in range(model.num_classes)]
     try:
-        return list(unseen_split(config, args.seed).class_names)
+        names = (dataset or unseen_split(config, args.seed)).class_names
     except FileNotFoundError as error:
-        if not args.inputs:
-            raise
         logger.warning("classes are shown by their numbers, since their names are not on this disk: %s", error)
-        return [f"class {number}" for number in range(model.num_classes)]
+        return numbers
+    return [*names, *numbers[len(names) :]][: len(numbers)]
 
 
-def of_test_split(model: "nn.Module", config: dict[str, Any], names: list[str], args: Namespace) -> Sections:
+def of_test_split(model: "nn.Module", dataset: "Dataset", names: list[str], npoints: int, args: Namespace) -> Sections:
     """Confusion matrix and map of features of the whole test split."""
     import torch
+    from torch.utils.data import DataLoader
 
+    from datasets import name_of
     from tools.evaluation import charts, explain, sections
-    from tools.evaluation.classification import check_channels, check_labels, sample_farthest
+    from tools.evaluation.classification import check_labels, sample_farthest
     from tools.evaluation.clouds import first_of_each
     from tools.evaluation.inference import evaluate
     from tools.evaluation.metrics import mean_class_accuracy, overall_accuracy
-    from tools.training.builder import evaluation_loader, test_split
+    from tools.training.builder import EVALUATION_BATCH_SIZE
 
-    device, npoints = next(model.parameters()).device, config["npoints"]
-    loader = evaluation_loader(config, "test", Namespace(seed=args.seed, num_workers=0))
+    device = next(model.parameters()).device
+    loader = DataLoader(dataset, EVALUATION_BATCH_SIZE)
     check_labels(model, loader)
-    check_channels(loader)
     outputs, labels = evaluate(
         explain.BeforeHead(model).to(device), loader, device, lambda points: sample_farthest(points, npoints)
     )
@@ -246,18 +262,18 @@ def of_test_split(model: "nn.Module", config: dict[str, Any], names: list[str], 
     predicted = logits.argmax(1)
     counts = torch.bincount(labels * len(names) + predicted, minlength=len(names) ** 2).view(len(names), -1).numpy()
     accuracies = overall_accuracy(logits, labels), mean_class_accuracy(logits, labels)
-    scores = "accuracy {:.1f} %, of a class in the mean {:.1f} %".format(*accuracies)
+    scores = "accuracy {:.1f} %, mean over the classes {:.1f} %".format(*accuracies)
     charts.draw_confusion(counts, names, args.output / "confusion.png")
     chosen = first_of_each(labels.numpy(), MAP_CLOUDS)
     places = lay_out(features[chosen].numpy(), args.seed)
     charts.draw_map(places, labels[chosen].numpy(), names, args.output / "map.png")
-    points = torch.stack([sample_farthest(loader.dataset[i][0][None], min(MAP_POINTS, npoints))[0] for i in chosen])
+    points = torch.stack([sample_farthest(dataset[i][0][None], min(MAP_POINTS, npoints))[0] for i in chosen])
     what = (
         f"{len(chosen)} of {len(labels)} test clouds, as many of each class as there are, laid out by t-SNE so that "
         "those with like features before the head are near each other; distances between groups mean little."
     )
     return [
-        sections.confusion(counts, names, f"{test_split(config)}, {len(labels)} clouds: {scores}"),
+        sections.confusion(counts, names, f"{name_of(dataset)}, test split, {len(labels)} clouds: {scores}"),
         sections.feature_map(places, points, labels[chosen], predicted[chosen], names, what),
     ]
 
@@ -270,7 +286,9 @@ def lay_out(features: Any, seed: int) -> Any:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
 
 
-def of_segmenter(model: "nn.Module", clouds: "Clouds", config: dict[str, Any], args: Namespace) -> Sections:
+def of_segmenter(
+    model: "nn.Module", clouds: "Clouds", dataset: "Dataset | None", config: dict[str, Any], args: Namespace
+) -> Sections:
     """True and predicted parts."""
     import torch
 

@@ -73,16 +73,15 @@ def unseen_or_seen(config: dict[str, Any], seen: Dataset, seed: int, count: int)
 
     Args:
         config: resolved.
-        seen: what is trained on. Its shapes are taken, and that is said in the log, where there are no others.
+        seen: what is trained on. Its shapes are taken, and that is said in the log, where no others can be read.
         seed: of the points.
         count: of shapes, at most.
     """
     try:
-        dataset = unseen_split(config, seed)
+        return of_dataset(unseen_split(config, seed), count).points
     except (ValueError, FileNotFoundError) as error:
         logger.info("reconstructions will be drawn of shapes that are trained on: %s", error)
-        dataset = seen
-    return of_dataset(dataset, count).points
+        return of_dataset(seen, count).points
 
 
 def first_of_each(labels: np.ndarray, count: int) -> list[int]:
@@ -101,7 +100,7 @@ def of_dataset(dataset: Dataset, count: int) -> Clouds:
     points, labels, *parts = columns
     numbered = dataset.class_names or ["cloud"]
     names = [f"{numbered[int(label)]}, item {index}" for label, index in zip(labels, chosen, strict=True)]
-    return Clouds(points, names, f"{name_of(dataset)}", labels, *parts)
+    return Clouds(points, names, f"{name_of(dataset)}, test split", labels, *parts)
 
 
 def of_files(inputs: Sequence[Path], count: int, num_points: int, up: str, seed: int) -> Clouds:

@@ -88,9 +88,9 @@ def draw_saliency(teacher: nn.Module, points: Tensor, names: Sequence[str], path
     for shape, row in enumerate(axes):
         for view in range(len(VIEWS)):
             for panel, is_saliency in zip(row[2 * view : 2 * view + 2], (False, True), strict=True):
-                panel.imshow(look.images[view, shape], cmap="gray")
+                panel.imshow(look.images[view, shape].numpy(), cmap="gray")
                 if is_saliency:
-                    panel.imshow(look.saliency[view, shape], cmap="inferno", alpha=0.7)
+                    panel.imshow(look.saliency[view, shape].numpy(), cmap="inferno", alpha=0.7)
                 panel.set_axis_off()
         row[0].set_title(names[shape])
     save_figure(figure, path)
