@@ -107,11 +107,14 @@ def test_pretraining_reports_its_losses_and_its_own_svm(here, pretrained):
 
 def test_the_svm_sees_the_farthest_points_and_has_its_own_solver(here, pretrained, monkeypatch):
     seen, solvers = [], []
-    encode, accuracy = Point_BERT.encode, runner_pretrain.linear_svm_accuracy
-    monkeypatch.setattr(
-        Point_BERT, "encode", lambda model, points: [seen.append(points.shape), encode(model, points)][1]
-    )
-    monkeypatch.setattr(runner_pretrain, "linear_svm_accuracy", lambda *a: [solvers.append(a[4:]), accuracy(*a)][1])
+    encode = Point_BERT.encode
+
+    def watched(model, points):
+        seen.append(points.shape[1])
+        return encode(model, points)
+
+    monkeypatch.setattr(Point_BERT, "encode", watched)
+    monkeypatch.setattr(runner_pretrain, "linear_svm_accuracy", lambda *given: solvers.append(given[4:]) or 50.0)
     assert run(PRETRAIN, "--exp_name", "seen") == 0
     assert set(seen) == {64}
     assert solvers == [(1, "LinearSVC")] * 2
