@@ -26,13 +26,15 @@ class SingleScaleEncoder(nn.Module):
 
     def __init__(self, dim: int, depth: int, num_heads: int, drop_path_rate: float, encoder_dims: int | None = None):
         super().__init__()
+        encoder_dims = dim if encoder_dims is None else encoder_dims
         if dim < 1 or depth < 1:
             raise ValueError(f"trans_dim and depth must be at least 1, got {dim} and {depth}")
+        if encoder_dims < 1:
+            raise ValueError(f"encoder_dims must be at least 1, got {encoder_dims}")
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1), got {drop_path_rate}")
-        embedded_dim = encoder_dims or dim
-        self.encoder = TokenEmbed(3, (128, 256, 512), embedded_dim)
-        self.reduce_dim = nn.Identity() if embedded_dim == dim else nn.Linear(embedded_dim, dim)
+        self.encoder = TokenEmbed(3, (128, 256, 512), encoder_dims)
+        self.reduce_dim = nn.Identity() if encoder_dims == dim else nn.Linear(encoder_dims, dim)
         self.pos_embed = positional_embedding(dim, POSITION_HIDDEN_DIM)
         self.blocks = BlockStack(dim, num_heads, drop_path_rates(drop_path_rate, [depth])[0])
         self.norm = nn.LayerNorm(dim)
