@@ -90,6 +90,8 @@ def test_a_slip_is_named(config, message):
         ),
         (lambda: PointBERTClassifier(4, smooth=1.0), r"smooth must be in \[0, 1\), got 1\.0"),
         (lambda: PointBERTClassifier(1), "cls_dim must be at least 2, got 1"),
+        (lambda: PointBERTClassifier(4, encoder_dims=0), "encoder_dims must be at least 1, got 0"),
+        (lambda: ACTClassifier(4, embed_dim=0), "depth must be at least 1, got 0 and 12"),
         (lambda: ACTClassifier(4, num_group=0), "num_group must be at least 1"),
     ],
 )

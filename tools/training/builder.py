@@ -147,7 +147,7 @@ def _of_other_kind(config: dict[str, Any], trait: str, mode: str, way_out: str) 
             "a pre-training model (I2P_MAE, Point_M2AE, Point_MAE, Point_BERT) or another with features of whole clouds"
         ),
         "num_classes": "a classifier",
-        "num_parts": "a part segmenter (Point_M2AE_SEG, Point_MAE_SEG, Point_BERT_SEG)",
+        "num_parts": "a segmenter (Point_M2AE_SEG, Point_MAE_SEG, Point_BERT_SEG, ACT_SEG)",
         "encode_points": "an encoder of points (Point_NN)",
     }[trait]
     return ValueError(f"model.NAME is {config['NAME']}, but {mode} needs {kind}; {way_out}")
