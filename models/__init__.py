@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from models.act_autoencoder import ACTPromptedDiscreteVAEwithVIT
 from models.classifier import Classifier
 from models.discrete_vae import DiscreteVAE
 from models.i2p_mae import I2P_MAE
@@ -29,6 +30,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "PointTransformer": PointTransformer,
     "Point_MAE_SEG": PointTransformerSegmenter,
     "DiscreteVAE": DiscreteVAE,
+    "ACTPromptedDiscreteVAEwithVIT": ACTPromptedDiscreteVAEwithVIT,
     "Point_NN": Point_NN,
 }
 

@@ -140,7 +140,11 @@ class DiscreteVAE(nn.Module):
 
     def decode(self, words: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         """Rebuild groups from weights over the words, (B, G, num_tokens): coarse (B, G, 8, 3), fine (B, G, 32, 3)."""
-        return self.decoder(self.dgcnn_2(words @ self.codebook, centers))
+        return self.decoder(self.features(words @ self.codebook, centers))
+
+    def features(self, codes: Tensor, centers: Tensor) -> Tensor:
+        """Mix the words (B, G, tokens_dims) of groups at (B, G, 3) centres: (B, G, decoder_dims), what is decoded."""
+        return self.dgcnn_2(codes, centers)
 
     def reconstruction_loss(self, coarse: Tensor, fine: Tensor, group: Group) -> Tensor:
         """Chamfer distances, not squared, of coarse and of fine points to the true neighbourhoods, added."""

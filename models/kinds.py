@@ -23,6 +23,12 @@ def _point_mae(state: Mapping[str, Tensor]) -> str | None:
     return "a single-scale encoder without a head"
 
 
+def _act(state: Mapping[str, Tensor]) -> str | None:
+    if any(key.startswith("ACT_decoder.") for key in state):
+        return "an ACT pre-training model"
+    return "an ACT autoencoder" if "visual_embed.1.weight" in state else None
+
+
 def _point_bert(state: Mapping[str, Tensor]) -> str | None:
     return "a Point-BERT discrete autoencoder" if "codebook" in state else None
 
@@ -47,4 +53,4 @@ def _classes(state: Mapping[str, Tensor]) -> int:
     return len(state[layers[-1]]) if layers else 0
 
 
-FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_mae, _point_bert, _hierarchical)
+FAMILIES: tuple[Callable[[Mapping[str, Tensor]], str | None], ...] = (_point_mae, _act, _point_bert, _hierarchical)

@@ -83,6 +83,17 @@ POINT_MAE = {
 POINT_TRANSFORMER = TRANSFORMER | {"NAME": "PointTransformer", "cls_dim": 40, "group_size": 32, "num_group": 64}
 POINT_TRANSFORMER_SCAN = POINT_TRANSFORMER | {"cls_dim": 15, "num_group": 128}
 POINT_NN = {"NAME": "Point_NN", "stages": 4, "k": 90, "alpha": 1000, "beta": 100, "normalise": "batch"}
+ACT_AUTOENCODER = {
+    "group_size": 32,
+    "num_group": 64,
+    "num_tokens": 8192,
+    **dict.fromkeys(("encoder_dims", "tokens_dims", "decoder_dims"), 384),
+    "visual_embed_type": "vit_base_patch16_384",
+    "visual_embed_dim": 768,
+    "freeze_visual_embed": True,
+    "num_prompt_token": 64,
+    "use_deep_prompt": True,
+}
 MODELS = {
     "pre-training/i2p-mae": I2P_PRETRAIN | {"clip_config": {"visual_encoder": "ViT-B/16", "feat_dim": 512}},
     "pre-training/point-m2ae": M2AE_PRETRAIN,
@@ -121,6 +132,11 @@ MODELS = {
         "num_tokens": 8192,
         **dict.fromkeys(("encoder_dims", "tokens_dims", "decoder_dims"), 256),
     },
+    "act/autoencoder": {
+        "NAME": "ACTPromptedDiscreteVAEwithVIT",
+        "visual_embed_pretrained": "timm",
+        **ACT_AUTOENCODER,
+    },
 }
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -151,8 +167,10 @@ TRAINING = {
     "point-mae/few-shot": FEW_SHOT_TRAINING,
     "point-mae/part-segmentation": PART_TRAINING,
     "point-bert/dvae": (5e-4, 300, 300, 64, None, None, "none"),
+    "act/autoencoder": (5e-4, 300, 300, 64, None, None, "none"),
 }
-WEIGHT_DECAY = {"point-bert/dvae": 5e-4}  # of all others 0.05
+WEIGHT_DECAY = {"point-bert/dvae": 5e-4, "act/autoencoder": 5e-4}  # of all others 0.05
+LR_MIN = {"act/autoencoder": 1e-7}  # of all others 1e-6, which is the default
 SVM_C = {
     "pre-training/i2p-mae": 0.01,
     "pre-training/point-m2ae": 0.01,
@@ -216,6 +234,7 @@ DATA = {
         for split, subset in (("train", "trainval"), ("test", "test"))
     },
     "point-bert/dvae": halves("", "subset", SHAPENET, npoints=1024),
+    "act/autoencoder": halves("", "subset", SHAPENET, npoints=1024),
 }
 for method in ("", "point-m2ae_"):
     DATA |= {
@@ -259,7 +278,8 @@ def test_shipped_training_is_the_released_one(name: str) -> None:
     lr, epochs, max_epoch, total_bs, npoints, clip, augmentation = TRAINING[name]
     config = load_config(CFGS / f"{name}.yaml")
     assert config.optimizer == {"type": "AdamW", "kwargs": {"lr": lr, "weight_decay": WEIGHT_DECAY.get(name, 0.05)}}
-    assert config.scheduler == {"type": "CosLR", "kwargs": {"epochs": epochs, "initial_epochs": 10}}
+    lowest = {"lr_min": LR_MIN[name]} if name in LR_MIN else {}
+    assert config.scheduler == {"type": "CosLR", "kwargs": {"epochs": epochs, "initial_epochs": 10, **lowest}}
     assert (config.total_bs, config.get("npoints"), config.max_epoch) == (total_bs, npoints, max_epoch)
     assert (config.grad_norm_clip, config.augmentation, config.step_per_update) == (clip, augmentation, 1)
 
@@ -400,6 +420,10 @@ def test_floats_without_a_point_are_numbers(tmp_path: Path, text: str, value: fl
         ({"optimizer": {"type": "AdamW", "kwargs": {"lr": "fast", "weight_decay": 0}}}, "optimizer.kwargs.lr = 'fast'"),
         ({"optimizer": {"type": "SGD", "kwargs": {"lr": 1, "weight_decay": 0}}}, "optimizer.type = 'SGD'"),
         ({"scheduler": {"type": "Step", "kwargs": {"epochs": 1, "initial_epochs": 0}}}, "must be 'CosLR'"),
+        (
+            {"scheduler": {"type": "CosLR", "kwargs": {"epochs": 1, "initial_epochs": 0, "lr_min": -1}}},
+            "scheduler.kwargs.lr_min = -1",
+        ),
         ({"model": {}}, "missing key 'model.NAME'"),
         ({"model": {"NAME": 3}}, "model.NAME = 3"),
         ({"model": "I2P_MAE"}, "model = 'I2P_MAE'"),

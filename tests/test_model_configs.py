@@ -13,23 +13,28 @@ from utils.config import load_config
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path.relative_to(ROOT) for path in ROOT.glob("cfgs/*/*.yaml") if path.parent.name != "dataset")
 LEARNED = [name for name in MODELS if name != "Point_NN"]  # which has no parameters
+SMALL_VIT = {"visual_embed_type": {"embed_dim": 8, "depth": 1, "num_heads": 1}, "visual_embed_pretrained": "untrained"}
 I2P = {"NAME": "I2P_MAE", "clip_config": {"visual_encoder": None, "feat_dim": 8}}
 
 
-@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+@pytest.mark.filterwarnings("ignore:the 2D")
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
 def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_config(path).model
     if "clip_config" in config and config.clip_config.visual_encoder is not None:
         config.clip_config.pretrained = "untrained"  # the released one has CLIP's weights, which are downloaded
+    if "visual_embed_type" in config:
+        config.visual_embed_pretrained = "untrained"
     with torch.random.fork_rng():
         model = build_model(config)
     assert any(True for _ in model.parameters()) == (config.NAME in LEARNED)
     assert isinstance(model, getattr(MODELS[config.NAME], "func", MODELS[config.NAME]))
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNED if name != "DiscreteVAE"])  # which has no blocks
+@pytest.mark.parametrize(
+    "name", [name for name in LEARNED if "DiscreteVAE" not in name]
+)  # which have no blocks of ours
 def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
     settings = {
         "I2P_MAE": I2P | {"drop_path_rate": 0.28},
@@ -50,13 +55,18 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
         assert found == pytest.approx([0.28 * i / last for i in range(last + 1)])
 
 
+@pytest.mark.filterwarnings("ignore:the 2D transformer is untrained")
 @pytest.mark.parametrize("name", LEARNED)
 def test_norms_of_every_model_have_the_released_settings(name):
+    settings = {"I2P_MAE": I2P, "PointTransformer": {"cls_dim": 2}, "ACTPromptedDiscreteVAEwithVIT": SMALL_VIT}
     with torch.device("meta"):
-        model = build_model({"I2P_MAE": I2P, "PointTransformer": {"cls_dim": 2}}.get(name, {}) | {"NAME": name})
+        model = build_model(settings.get(name, {}) | {"NAME": name})
     batch_norms = {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
     assert batch_norms == {(0.1, 1e-5)}
-    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)} == {1e-5}
+    of_images = set(model.visual_embed.modules()) if hasattr(model, "visual_embed") else set()  # timm's
+    assert {m.eps for m in of_images if isinstance(m, nn.LayerNorm)} <= {1e-6}
+    norms = {m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)} - of_images
+    assert {m.eps for m in norms} == {1e-5}
 
 
 def test_all_kinds_of_configs_are_shipped():

@@ -75,7 +75,10 @@ _SCHEMA = _Section(
         "scheduler": _Section(
             required={
                 "type": _one_of("CosLR"),
-                "kwargs": _Section(required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)}),
+                "kwargs": _Section(
+                    required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)},
+                    optional={"lr_min": _NOT_NEGATIVE},
+                ),
             }
         ),
         "temp": _ANNEALED,

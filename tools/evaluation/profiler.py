@@ -20,6 +20,7 @@ from models.dgcnn import DGCNN, NEIGHBOURS
 from models.masking import draw_mask
 from models.segmenter import Segmenter
 from models.tokenizer import TokenEmbed
+from models.visual_transformer import UNTRAINED, filled_later
 from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ STAGES = {  # stage → names of the modules and parameters that belong to it; t
     ),
     "graph network {}": r"dgcnn_(\d+)",
     CODEBOOK: r"codebook",
+    "image transformer": r"visual_embed\.(?:0\.\d+|1)|(?:visual|deep)_(?:prompt|pos)_\w+|proj_p\w+",
     "propagation {}": r"propagations?[._](\d+)",
     "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
 }
@@ -121,7 +123,9 @@ def build_untrained(config: dict[str, Any]) -> nn.Module:
     if teacher.get("visual_encoder") is not None:
         logger.info("the teacher is profiled with random weights: nothing is downloaded")
         config = {**config, "clip_config": {**teacher, "pretrained": "untrained"}}
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    if "visual_embed_pretrained" in config:
+        config = {**config, "visual_embed_pretrained": UNTRAINED}
+    with warnings.catch_warnings(), filled_later(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "the 2D teacher is untrained")
         return build_model(config)
 

@@ -36,7 +36,7 @@ WORKERS_PER_CORE = 4  # more than one: on a slow disk they wait
 EVALUATION_BATCH_SIZE = 64  # no result depends on it, but the draws of a vote do
 COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
 HELD_OUT = "a held-out tenth of the training split"
-MINIMUM_LR = 1e-6  # where the warm-up starts and the cosine ends
+MINIMUM_LR = 1e-6  # where the warm-up starts and, unless `lr_min` says otherwise, the cosine ends
 
 
 def check_config(
@@ -352,20 +352,21 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> CosineLRScheduler:
-    """Build the learning rate schedule: linear warm-up from 1e-6, then a cosine down to 1e-6.
+    """Build the learning rate schedule: linear warm-up from 1e-6, then a cosine down to `lr_min`.
 
     The learning rate is a function of the epoch: call `scheduler.step(epoch)` before epoch `epoch`.
 
     Args:
         optimizer: its learning rate is the peak.
-        config: the `scheduler` section, {type, kwargs {epochs, initial_epochs}}; `epochs` is where the cosine ends,
-            counted from epoch 0, and the first `initial_epochs` of them are the warm-up. CosLR is the only type.
+        config: the `scheduler` section, {type, kwargs {epochs, initial_epochs, lr_min}}; `epochs` is where the cosine
+            ends, counted from epoch 0, and the first `initial_epochs` of them are the warm-up; `lr_min`, 1e-6 if it is
+            not given, is where it ends. CosLR is the only type.
     """
     return CosineLRScheduler(
         optimizer,
         t_initial=config["kwargs"]["epochs"],
         warmup_t=config["kwargs"]["initial_epochs"],
-        lr_min=MINIMUM_LR,
+        lr_min=config["kwargs"].get("lr_min", MINIMUM_LR),
         warmup_lr_init=MINIMUM_LR,
         cycle_limit=1,
     )
