@@ -194,7 +194,7 @@ def _shapenet(entry: Mapping[str, Any], finding: Finding) -> Clouds:
 
 def _pack(finding: Finding, entry: Mapping[str, Any], subset: str, names: list[str]) -> PackedClouds | None:
     points = entry.get("N_POINTS", SOURCES["ShapeNet"].points)
-    return finding.attempt(PackedClouds, entry["DATA_PATH"], entry["PC_PATH"], points, subset, names)
+    return finding.attempt(PackedClouds, entry["DATA_PATH"], entry["PC_PATH"], points, {subset: names})
 
 
 def _npy_points(finding: Finding, sizes: dict[Path, int]) -> int | None:

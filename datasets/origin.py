@@ -74,7 +74,7 @@ def _expected(entry: Mapping[str, Any], version: Version, counts: Mapping[str, i
         made = {"train": way * shot, "test": way * TEST_CLOUDS}
     else:
         made = dict(version.clouds)
-        made["trainval"] = made["train"] + made.get("val", 0)
+        made |= {"trainval": made["train"] + made.get("val", 0), "whole": made["train"] + made["test"]}
     return {subset: made[subset] for subset in counts}
 
 

@@ -82,7 +82,7 @@ def check(data_path: str, pc_path: str, n_points: int) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; {way_out}")
     for subset in SUBSETS:
-        PackedClouds(data_path, pc_path, n_points, subset, read_list(Path(data_path, f"{subset}.txt")))
+        PackedClouds(data_path, pc_path, n_points, {subset: read_list(Path(data_path, f"{subset}.txt"))})
     index = read_index(path)
     damaged = _damaged_chunks(path.with_name(index.file), index)
     if damaged:

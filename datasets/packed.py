@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -114,14 +114,13 @@ def pack_again(data_path: str | os.PathLike[str], pc_path: str | os.PathLike[str
 
 
 class PackedClouds:
-    """The clouds of one list, read from the pack of their files. Pickles without the data: each process opens the file.
+    """The clouds of some lists, read from the pack of their files. Pickles without the data: a process opens the file.
 
     Args:
         data_path: folder of the lists.
         pc_path: folder of the files that were packed; it need not exist any more.
         n_points: points per cloud.
-        subset: train or test.
-        names: the content of that subset's list.
+        lists: subset, train or test, → the content of its list.
 
     Raises:
         OSError: if the index cannot be read.
@@ -133,8 +132,7 @@ class PackedClouds:
         data_path: str | os.PathLike[str],
         pc_path: str | os.PathLike[str],
         n_points: int,
-        subset: str,
-        names: Sequence[str],
+        lists: Mapping[str, Sequence[str]],
     ) -> None:
         self.way_out = pack_again(data_path, pc_path, n_points)
         path = index_file(pc_path)
@@ -144,15 +142,16 @@ class PackedClouds:
             raise ValueError(f"{error}; {self.way_out}") from error
         if index.n_points != n_points:
             raise ValueError(f"{path}: clouds have {index.n_points} points, not {n_points} (N_POINTS); {self.way_out}")
-        for entry, (now, then) in enumerate(zip_longest(names, index.lists[subset])):
-            if now != then:
-                raise ValueError(
-                    f"{path} was made from another {subset}.txt than that of {data_path} now: entry {entry} (counted "
-                    f"from 0) was {then}, is {now}; {self.way_out}"
-                )
+        for subset, names in lists.items():
+            for entry, (now, then) in enumerate(zip_longest(names, index.lists[subset])):
+                if now != then:
+                    raise ValueError(
+                        f"{path} was made from another {subset}.txt than that of {data_path} now: entry {entry} "
+                        f"(counted from 0) was {then}, is {now}; {self.way_out}"
+                    )
         places = {name: row for row, name in enumerate(index.sources)}
-        self.names = list(names)
-        self.rows = [places[name] for name in names]
+        self.names = [name for names in lists.values() for name in names]
+        self.rows = [places[name] for name in self.names]
         self.path, self.shape = path.with_name(index.file), index.shape
         self._clouds: np.ndarray | None = self._open()
 

@@ -22,6 +22,8 @@ from datasets.untrusted import (
 
 logger = logging.getLogger(__name__)
 
+LISTS = {"train": ("train",), "test": ("test",), "whole": ("train", "test")}  # subset → its lists
+
 
 class ShapeNet(DrawnDataset):
     """Clouds of `npoints` of each shape's points, drawn anew every epoch, centred and scaled to the unit sphere.
@@ -33,7 +35,7 @@ class ShapeNet(DrawnDataset):
         data_path: folder of train.txt and test.txt, each with lines `<taxonomy>-<model>.npy`.
         pc_path: folder of the .npy files, (n_points, 3) float32 each.
         n_points: points per file.
-        subset: train or test.
+        subset: train, test, or whole: the training shapes and after them the test shapes.
         npoints: points to draw per item, at most `n_points`.
         seed: the draw depends on (seed, epoch, index) alone, whichever worker makes it.
 
@@ -48,22 +50,25 @@ class ShapeNet(DrawnDataset):
         super().__init__(seed)
         self.n_points = check_count(n_points, "N_POINTS")
         self.npoints = check_count(npoints, "npoints", at_most=self.n_points)
-        check_choice(subset, ("train", "test"), "subset")
-        lists = Entry("ShapeNet", "DATA_PATH", data_path, n_points)
+        check_choice(subset, LISTS, "subset")
+        entry = Entry("ShapeNet", "DATA_PATH", data_path, n_points)
         self.entry = Entry("ShapeNet", "PC_PATH", pc_path, n_points)
-        listing = require_folder(data_path, lists) / f"{subset}.txt"
-        names = read_list(listing, lists)
+        listings = {name: require_folder(data_path, entry) / f"{name}.txt" for name in LISTS[subset]}
+        lists = {name: read_list(listing, entry) for name, listing in listings.items()}
 
         self.packed: PackedClouds | None = None
         if index_file(pc_path).is_file():
-            self.packed = PackedClouds(data_path, pc_path, n_points, subset, names)
+            self.packed = PackedClouds(data_path, pc_path, n_points, lists)
             logger.info("reading the packed clouds %s", self.packed.path)
         else:
             folder = require_folder(pc_path, self.entry)
-            self.files = [safe_join(folder, name) for name in names]
-            require_listed(self.files, listing, self.entry)
+            self.files = []
+            for name, listing in listings.items():
+                files = [safe_join(folder, file) for file in lists[name]]
+                require_listed(files, listing, self.entry)
+                self.files += files
 
-        taxonomies = [name.partition("-")[0] for name in names]
+        taxonomies = [name.partition("-")[0] for names in lists.values() for name in names]
         self.class_names = sorted(set(taxonomies))
         self.labels = np.searchsorted(self.class_names, taxonomies).astype(np.int64)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from models.act import ACT_PointDistillation
 from models.act_autoencoder import ACTPromptedDiscreteVAEwithVIT
 from models.classifier import Classifier
 from models.discrete_vae import DiscreteVAE
@@ -31,6 +32,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "Point_MAE_SEG": PointTransformerSegmenter,
     "DiscreteVAE": DiscreteVAE,
     "ACTPromptedDiscreteVAEwithVIT": ACTPromptedDiscreteVAEwithVIT,
+    "ACT_PointDistillation": ACT_PointDistillation,
     "Point_NN": Point_NN,
 }
 

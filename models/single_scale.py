@@ -1,5 +1,6 @@
 """The single-scale encoder (Point-MAE, section 3): groups of one size become tokens, which one stack transforms."""
 
+import torch
 from torch import Tensor, nn
 
 from models.masking import Packing
@@ -48,6 +49,11 @@ class SingleScaleEncoder(nn.Module):
             return self.norm(self.blocks(tokens, self.pos_embed(centers)))
         position = self.pos_embed(visible.pack(centers))
         return self.norm(self.blocks(visible.pack(tokens), position, visible.attention_mask))
+
+
+def with_class_token(tokens: Tensor, class_token: Tensor) -> Tensor:
+    """Put a (1, 1, C) class token, or its position, before (B, G, C) tokens, or theirs; returns (B, 1 + G, C)."""
+    return torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)
 
 
 def group_points(points: Tensor, num_groups: int, group_size: int) -> Group:

@@ -243,7 +243,7 @@ def test_the_released_model_costs_what_is_published():
     assert macs["image transformer"] == of_blocks + 64 * (2 * 384 * 768 + 3 * 128 + 128 * 768)
 
 
-@pytest.mark.parametrize(("config", "case"), [("autoencoder", "act_autoencoder")])
+@pytest.mark.parametrize(("config", "case"), [("autoencoder", "act_autoencoder"), ("pre-train", "act_pretrain")])
 def test_the_schedule_is_the_released_one_an_epoch_earlier(config, case):
     """The released code steps after an epoch: its epoch e runs at what ours gives epoch e − 1 (docs/FIDELITY.md, 4)."""
     golden, config = load("schedules")[case], load_config(ROOT / f"cfgs/act/{config}.yaml")

@@ -137,6 +137,23 @@ MODELS = {
         "visual_embed_pretrained": "timm",
         **ACT_AUTOENCODER,
     },
+    "act/pre-train": {
+        "NAME": "ACT_PointDistillation",
+        "loss": "cosine",
+        "transformer_config": {
+            **{key: value for key, value in TRANSFORMER.items() if not key.endswith("_dim") and "encoder" not in key},
+            "mask_ratio": 0.8,
+            "mask_type": "rand",
+            "proj": "linear",
+            "embed_dim": 384,
+            "cls_dim": 512,
+            "decoder_depth": 2,
+            "decoder_num_heads": 6,
+            "cls_loss": False,
+            "register_shallow_hook": 9,
+        },
+        "dvae_config": {"ckpt": "experiments/act/autoencoder/autoencoder/ckpt-best.pth", **ACT_AUTOENCODER},
+    },
 }
 # lr, end of the cosine, last epoch, total_bs, npoints, gradient clip, augmentation
 SCAN_TRAINING = (5e-4, 300, 300, 32, 2048, 10)
@@ -168,9 +185,10 @@ TRAINING = {
     "point-mae/part-segmentation": PART_TRAINING,
     "point-bert/dvae": (5e-4, 300, 300, 64, None, None, "none"),
     "act/autoencoder": (5e-4, 300, 300, 64, None, None, "none"),
+    "act/pre-train": (1e-3, 300, 300, 128, None, None, "scale_and_translate"),
 }
 WEIGHT_DECAY = {"point-bert/dvae": 5e-4, "act/autoencoder": 5e-4}  # of all others 0.05
-LR_MIN = {"act/autoencoder": 1e-7}  # of all others 1e-6, which is the default
+LR_MIN = dict.fromkeys(("act/autoencoder", "act/pre-train"), 1e-7)  # of all others 1e-6, which is the default
 SVM_C = {
     "pre-training/i2p-mae": 0.01,
     "pre-training/point-m2ae": 0.01,
@@ -181,6 +199,7 @@ SVM_C = {
     "point-mae/pre-train": 0.01,
     "point-mae/linear-svm_modelnet40": 0.01,
     "point-mae/linear-svm_scan_obj-bg": 0.01,
+    "act/pre-train": 0.01,
 }
 
 
@@ -235,6 +254,7 @@ DATA = {
     },
     "point-bert/dvae": halves("", "subset", SHAPENET, npoints=1024),
     "act/autoencoder": halves("", "subset", SHAPENET, npoints=1024),
+    "act/pre-train": {"train": SHAPENET | {"others": {"subset": "whole", "npoints": 1024}}, **MODELNET_SVM},
 }
 for method in ("", "point-m2ae_"):
     DATA |= {

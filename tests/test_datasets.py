@@ -126,6 +126,21 @@ def test_shapenet_labels_are_the_sorted_taxonomies(shapenet):
     assert dataset.labels.tolist() == [1, 0, 1]
 
 
+def test_shapenet_whole_is_the_training_shapes_and_then_the_test_shapes(shapenet):
+    Path(shapenet["DATA_PATH"], "test.txt").write_text("04379243-d4.npy\n")
+    np.save(Path(shapenet["PC_PATH"], "04379243-d4.npy"), cloud())
+    parts = [build_dataset(changed(shapenet, subset=subset)) for subset in ("train", "test")]
+    whole = build_dataset(changed(shapenet, subset="whole"))
+    assert whole.class_names == ["02691156", "03001627", "04379243"]
+    assert whole.labels.tolist() == [1, 0, 1, 2]
+    files = [part.cloud(index) for part in parts for index in range(len(part))]
+    for index, file in enumerate(files):
+        np.testing.assert_array_equal(whole.cloud(index), file)
+    Path(shapenet["PC_PATH"], "04379243-d4.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"test\.txt"):
+        build_dataset(changed(shapenet, subset="whole"))
+
+
 def test_shapenet_items_are_different_points_of_the_file_on_the_unit_sphere(shapenet):
     points, _ = build_dataset(changed(shapenet, npoints=32))[0]
     file = torch.from_numpy(np.load(Path(shapenet["PC_PATH"]) / "03001627-b1.npy"))

@@ -93,7 +93,7 @@ def pack_in_part(source, reads, monkeypatch):
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-@pytest.mark.parametrize("subset", ["train", "test"])
+@pytest.mark.parametrize("subset", ["train", "test", "whole"])
 def test_packed_items_are_those_of_the_files(source, subset, caplog):
     expected = items(source, subset)
     file = packed(source)

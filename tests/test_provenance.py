@@ -60,6 +60,7 @@ FORTY = [str(label) for label in range(40)]  # where no file names them
         (entry_of("ModelNet", subset="train"), 9843, ["airplane", "tv_stand"]),
         (entry_of("ShapeNet", subset="train"), 41952, ["02691156", "04554684"]),
         (entry_of("ShapeNet", subset="test"), 10518, ["02691156"]),
+        (entry_of("ShapeNet", subset="whole"), 52470, ["02691156"]),
         (entry_of("ShapeNetPart", subset="trainval"), 14007, ["Airplane", "Table"]),
         (entry_of("ShapeNetPart", subset="test"), 2874, ["Mug"]),
         (entry_of("ModelNetFewShot", subset="train", way=5, shot=20), 100, ["bed", "sofa"]),

@@ -12,6 +12,7 @@ from datasets import build_dataset, name_of, name_of_entry
 from datasets.folder import Folder
 from datasets.own.files import list_files
 from models.teacher import feature_width
+from models.visual_transformer import UNTRAINED
 from tools.evaluation.inference import calibrate_batchnorm, extract_features
 from tools.evaluation.svm import choose_C, linear_svm_accuracy, standardise
 from tools.training.builder import EVALUATION_BATCH_SIZE, evaluation_loader, require_classes
@@ -62,7 +63,12 @@ def svm_features(
 
 
 def without_teacher(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Copy a model section so that no teacher is built: features need none, but the 2D head keeps its width."""
+    """Copy a model section so that no teacher is sought: features need none, but the 2D head keeps its width.
+
+    That of ACT is a part of its checkpoints, which fill it.
+    """
+    if "dvae_config" in model_config:
+        return {**model_config, "dvae_config": {**model_config["dvae_config"], "ckpt": UNTRAINED}}
     if "clip_config" not in model_config:
         return model_config
     teacher = model_config["clip_config"]

@@ -29,19 +29,23 @@ CODEBOOK = "codebook"
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
-    "token embedding": r"(?:MAE_encoder\.)?encoder",
-    "encoder blocks": r"(?:MAE_encoder\.)?(?:pos_embed|blocks)|MAE_encoder\.norm|cls_token|cls_pos",
+    "token embedding": r"(?:(?:MAE|ACT)_encoder\.)?encoder",
+    "encoder blocks": r"(?:(?:MAE|ACT)_encoder\.)?(?:pos_embed|blocks|cls_token|cls_pos)|(?:MAE|ACT)_encoder\.norm",
     "decoder": (
         r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token"
-        r"|MAE_decoder(?:\.norm)?|decoder_pos_embed|decoder"
+        r"|(?:MAE|ACT)_decoder(?:\.norm)?|decoder_pos_embed|decoder"
     ),
     "graph network {}": r"dgcnn_(\d+)",
     CODEBOOK: r"codebook",
     "image transformer": r"visual_embed\.(?:0\.\d+|1)|(?:visual|deep)_(?:prompt|pos)_\w+|proj_p\w+",
     "propagation {}": r"propagations?[._](\d+)",
-    "head": r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+",
+    "head": (
+        r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv|convs\d+|bns\d+"
+        r"|proj_head|ACT_encoder\.(?:lm|cls)_head"
+    ),
 }
 TEACHER = "teacher (frozen)"
+PARTS_OF_TEACHER = r"dvae_tokenizer\.(?:visual_embed\.\d+(?:\.\d+)?|\w+)"  # of ACT's, which is a part of its model
 OWN_LAYERS, OWN_PRODUCTS = "head", "back-projection"  # of what a model's forward multiplies itself
 LEFT_FACTOR = {  # matrix product → which argument is its left factor
     torch.ops.aten.mm: 0,
@@ -125,6 +129,8 @@ def build_untrained(config: dict[str, Any]) -> nn.Module:
         config = {**config, "clip_config": {**teacher, "pretrained": "untrained"}}
     if "visual_embed_pretrained" in config:
         config = {**config, "visual_embed_pretrained": UNTRAINED}
+    if "dvae_config" in config:
+        config = {**config, "dvae_config": {**config["dvae_config"], "ckpt": UNTRAINED}}
     with warnings.catch_warnings(), filled_later(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "the 2D teacher is untrained")
         return build_model(config)
@@ -152,7 +158,8 @@ def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | 
     if (teacher := getattr(model, "teacher", None)) is not None:
         parameters[TEACHER] = sum(parameter.numel() for parameter in teacher.parameters())
         units.append((teacher, TEACHER))
-    with torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter:
+    with warnings.catch_warnings(), torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter:
+        warnings.filterwarnings("ignore", ".*is untrained")  # which changes no count
         (forward or model)(*inputs)
     order = [*STAGES, OWN_PRODUCTS, TEACHER]
     names = sorted({**parameters, **counter.products}, key=lambda name: order.index(re.sub(r"\d+", "{}", name)))
@@ -165,7 +172,7 @@ def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | 
 def stage_of(name: str, whole: bool = False) -> str | None:
     """Return the stage that a module or parameter belongs to, or, with `whole`, that a module is a unit of."""
     end = r"$" if whole else r"(?:\.|$)"
-    for stage, pattern in STAGES.items():
+    for stage, pattern in [*STAGES.items(), (TEACHER, PARTS_OF_TEACHER)]:
         if match := re.match(f"(?:{pattern}){end}", name):
             return stage.format(*match.groups())
     return None
