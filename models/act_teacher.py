@@ -55,6 +55,7 @@ class ACTTeacher(ACTPromptedDiscreteVAEwithVIT):
         self.untrained = untrained
         if not untrained:
             self._load(ckpt)
+        self.train()
 
     def _load(self, ckpt: str | Path | None) -> None:
         words, channels = self.codebook.shape
@@ -87,7 +88,7 @@ class ACTTeacher(ACTPromptedDiscreteVAEwithVIT):
             generator: source of the noise; None = PyTorch's own.
 
         Returns:
-            (B, G, decoder_dims).
+            (B, G, decoder_dims), float32 under autocast too.
 
         Raises:
             ValueError: if `noise` has another shape.
@@ -101,4 +102,5 @@ class ACTTeacher(ACTPromptedDiscreteVAEwithVIT):
         logits = self.logits(group)
         if noise is not None or not self.deterministic:
             logits = add_noise(logits, noise, generator)
-        return self.features(self.codebook[logits.argmax(-1)], group.centers)
+        features = self.features(self.codebook[logits.argmax(-1)], group.centers)
+        return features.to(torch.promote_types(features.dtype, torch.float32))  # losses are not of half precision

@@ -129,7 +129,7 @@ def _fill(visual: nn.ModuleList, path: Path) -> None:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if its blocks or its norm are others; the transformer is then unchanged.
+        ValueError: if its blocks or its norm are others.
     """
     if not path.is_file():
         raise FileNotFoundError(

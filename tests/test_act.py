@@ -218,11 +218,13 @@ def test_a_released_teacher_changes_from_pass_to_pass(points):
 
 
 def test_a_deterministic_teacher_never_changes(points):
-    model = small(teacher={"deterministic": True}).train()
+    model = small(teacher={"deterministic": True})
     teacher = model.dvae_tokenizer
     group, before = model.group(points), copy.deepcopy(teacher.state_dict())
     assert model.ACT_encoder.training
-    assert not any(module.training for module in teacher.modules())
+    for _ in range(2):
+        assert not any(module.training for module in teacher.modules())
+        model.train()
     first = teacher(group)
     assert torch.equal(first, teacher(group))
     best = teacher.logits(group).argmax(-1)
@@ -283,7 +285,7 @@ def test_a_teacher_is_loaded_strictly_with_its_transformer(tmp_path, recwarn):
         {"base_model": {f"module.{key}": value for key, value in trained.state_dict().items()}}, tmp_path / "a.pth"
     )
     recwarn.clear()
-    model = small(teacher={"ckpt": str(tmp_path / "a.pth")})
+    model = small(teacher={"ckpt": str(tmp_path / "a.pth"), "visual_embed_pretrained": "timm"})  # not sought
     assert not [warning for warning in recwarn if "untrained" in str(warning.message)]
     for key, value in trained.state_dict().items():
         assert torch.equal(model.dvae_tokenizer.state_dict()[key], value), key
@@ -295,6 +297,15 @@ def test_a_teacher_is_loaded_strictly_with_its_transformer(tmp_path, recwarn):
         match=r"model\.dvae_config\.ckpt: .*hold an ACT pre-training model; give a checkpoint of an ACT autoenc",
     ):
         small(teacher={"ckpt": str(tmp_path / "b.pth")})
+
+
+@pytest.mark.parametrize("loss", ["cosine", "l2", "smoothl1"])
+def test_in_half_precision_the_losses_are_of_float32(loss, points, mask, none):
+    model = small({"cls_loss": True, "register_shallow_hook": 1}, loss=loss).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(points, mask, none)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert found["loss"].item() == pytest.approx(model(points, mask, none)["loss"].item(), rel=0.1)
 
 
 def test_an_untrained_teacher_says_so_once_it_is_asked(points):

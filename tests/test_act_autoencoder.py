@@ -263,7 +263,7 @@ def test_the_schedule_is_the_released_one_an_epoch_earlier(config, case):
 
 @pytest.fixture(scope="module")
 def playground(tmp_path_factory):
-    configs = {NAME: {**AUTOENCODING, "model": SMALL}}
+    configs = {NAME: {**AUTOENCODING, "model": SMALL | {"visual_embed_pretrained": "weights.pth"}}}
     return make_playground(tmp_path_factory.mktemp("playground"), configs)
 
 
@@ -273,20 +273,26 @@ def here(playground, monkeypatch):
     return playground
 
 
-def test_a_run_is_resumed_exactly_and_tested(here, monkeypatch):
+def test_a_run_is_resumed_exactly_and_tested_without_the_weights_it_began_with(here, monkeypatch):
+    given = official_names(build_visual(VIT, "untrained"), "blocks.", "norm.")
+    torch.save(given, "weights.pth")
     assert run(NAME, "--exp_name", "whole") == 0
     calls = itertools.count()
     with monkeypatch.context() as patch:  # asked after each of two updates and each epoch: within the second epoch
         patch.setattr("tools.training.trainer.any_process", lambda *_: next(calls) == 3)
         assert run(NAME, "--exp_name", "stopped") == 75
+    Path("weights.pth").unlink()
     assert run(NAME, "--exp_name", "stopped", "--resume") == 0
     ours, whole = (results_of(NAME, name)["autoencoding"] for name in ("stopped", "whole"))
     assert ours["history"] == whole["history"]
     states = [torch.load(f"experiments/{NAME}/{name}/ckpt-last.pth")["base_model"] for name in ("stopped", "whole")]
     for key, value in states[1].items():
         assert torch.equal(states[0][key], value), key
-    frozen = build_visual(VIT, "untrained").state_dict()
-    assert all(torch.equal(states[1][f"visual_embed.{key}"], value) for key, value in frozen.items())
+    for key, value in given.items():
+        ours = key.replace("blocks.", "visual_embed.0.").replace(
+            "norm.", "visual_embed.1."
+        )  # norm1, norm2 have no point
+        assert torch.equal(states[1][ours], value), key
 
     assert run(NAME, "--test", "--ckpts", f"experiments/{NAME}/whole/ckpt-best.pth", "--exp_name", "test") == 0
     assert results_of(NAME, "test")["autoencoding, test"]["CDL1"] == pytest.approx(whole["best_CDL1"])

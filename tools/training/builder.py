@@ -41,7 +41,7 @@ HELD_OUT = "a held-out tenth of the training split"
 # Models with parameters that serve no loss: a norm, heads, all before a transformer that lets no gradient through.
 # Without a search for them their gradients would be waited for.
 PARTLY_UNUSED = (MaskedAutoencoder, ACT_PointDistillation, ACTPromptedDiscreteVAEwithVIT)
-MINIMUM_LR = 1e-6  # where the warm-up starts and, unless `lr_min` says otherwise, the cosine ends
+MINIMUM_LR = 1e-6  # where the warm-up starts and, unless a config says otherwise, the cosine ends
 
 
 def check_config(
@@ -356,15 +356,14 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> CosineLRScheduler:
-    """Build the learning rate schedule: linear warm-up from 1e-6, then a cosine down to `lr_min`.
+    """Build the learning rate schedule: linear warm-up from 1e-6, then a cosine down to 1e-6 or `lr_min`.
 
     The learning rate is a function of the epoch: call `scheduler.step(epoch)` before epoch `epoch`.
 
     Args:
         optimizer: its learning rate is the peak.
         config: the `scheduler` section, {type, kwargs {epochs, initial_epochs, lr_min}}; `epochs` is where the cosine
-            ends, counted from epoch 0, and the first `initial_epochs` of them are the warm-up; `lr_min`, 1e-6 if it is
-            not given, is where it ends. CosLR is the only type.
+            ends, counted from epoch 0, and the first `initial_epochs` of them are the warm-up. CosLR is the only type.
     """
     return CosineLRScheduler(
         optimizer,
