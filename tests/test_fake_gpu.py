@@ -15,6 +15,7 @@ from datasets.transforms import AUGMENTATIONS, normalize_unit_sphere, random_sub
 from extensions.streams import beside
 from models import build_model, i2p_mae
 from models.masking import Packing
+from tests.test_model_configs import SMALL_TEACHER, SMALL_VIT
 from tools.runner_finetune import sample_farthest
 from utils.config import load_config
 
@@ -30,8 +31,8 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("point-mae/pre-train", {}),
     ("point-mae/scan_pb", {}),
     ("point-mae/part-segmentation", {}),
-    ("act/autoencoder", {"visual_embed_pretrained": "untrained"}),
-    ("act/pre-train", {"dvae_config": {"ckpt": "untrained", "encoder_dims": 384}}),
+    ("act/autoencoder", {**SMALL_VIT, "visual_embed_dim": 8}),
+    ("act/pre-train", {"dvae_config": {**SMALL_TEACHER, "encoder_dims": 384}}),
 ]
 
 
