@@ -35,7 +35,10 @@ TASKS = {  # runner → data set → the runner that takes its place
     "runner_test_bank": {"ModelNetFewShot": "runner_few_shot", "ShapeNetPart": "runner_part_prototypes"},
     "runner_plug_in": {"ModelNetFewShot": "runner_few_shot"},
 }
-MODELS = {"DiscreteVAE": "runner_autoencode"}  # model → runner of what trains it or tests it
+MODELS = {  # model → runner of what trains it or tests it
+    "DiscreteVAE": "runner_autoencode",
+    "ACTPromptedDiscreteVAEwithVIT": "runner_autoencode",
+}
 EXIT_USAGE = 2
 EXIT_STOPPED = 75  # "try again later": a signal stopped the run, and --resume continues it
 

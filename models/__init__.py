@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from models.act import ACT_PointDistillation
+from models.act_autoencoder import ACTPromptedDiscreteVAEwithVIT
 from models.classifier import Classifier
 from models.discrete_vae import DiscreteVAE
 from models.feature_encoder import Encoder, load_encoder
@@ -37,6 +39,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "DiscreteVAE": DiscreteVAE,
     "Point_BERT": Point_BERT,
     "Point_BERT_SEG": PointBertSegmenter,
+    "ACTPromptedDiscreteVAEwithVIT": ACTPromptedDiscreteVAEwithVIT,
+    "ACT_PointDistillation": ACT_PointDistillation,
     "Point_NN": Point_NN,
 }
 

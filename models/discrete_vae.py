@@ -122,11 +122,7 @@ class DiscreteVAE(nn.Module):
             raise ValueError(f"temperature must be more than 0, got {temperature}")
         group = self.group(points)
         logits = self.logits(group)
-        if noise is None:
-            noise = gumbel(logits, generator)
-        elif noise.shape != logits.shape:
-            raise ValueError(f"noise must be {tuple(logits.shape)}, got {tuple(noise.shape)}")
-        coarse, fine = self.decode(sample(logits + noise, temperature, hard), group.centers)
+        coarse, fine = self.decode(sample(add_noise(logits, noise, generator), temperature, hard), group.centers)
         recon, kl = self.reconstruction_loss(coarse, fine, group), divergence(logits)
         return {"loss": recon + kl_weight * kl, "recon": recon, "kl": kl, "coarse": coarse, "fine": fine}
 
@@ -140,7 +136,11 @@ class DiscreteVAE(nn.Module):
 
     def decode(self, words: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         """Rebuild groups from weights over the words, (B, G, num_tokens): coarse (B, G, 8, 3), fine (B, G, 32, 3)."""
-        return self.decoder(self.dgcnn_2(words @ self.codebook, centers))
+        return self.decoder(self.features(words @ self.codebook, centers))
+
+    def features(self, codes: Tensor, centers: Tensor) -> Tensor:
+        """Mix the words (B, G, tokens_dims) of groups at (B, G, 3) centres: (B, G, decoder_dims), what is decoded."""
+        return self.dgcnn_2(codes, centers)
 
     def reconstruction_loss(self, coarse: Tensor, fine: Tensor, group: Group) -> Tensor:
         """Chamfer distances, not squared, of coarse and of fine points to the true neighbourhoods, added."""
@@ -162,6 +162,15 @@ class DiscreteVAE(nn.Module):
         group = self.group(points)
         _, fine = self.decode(sample(self.logits(group), 1.0, hard=True), group.centers)
         return {"neighborhoods": group.points, "predictions": fine + group.centers.unsqueeze(2)}
+
+
+def add_noise(logits: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Add Gumbel noise to (B, G, num_tokens) logits; None = draw it. ValueError if it has another shape."""
+    if noise is None:
+        noise = gumbel(logits, generator)
+    elif noise.shape != logits.shape:
+        raise ValueError(f"noise must be {tuple(logits.shape)}, got {tuple(noise.shape)}")
+    return logits + noise
 
 
 def gumbel(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -1,6 +1,5 @@
 """The tokenizer of Point-BERT in another model's service: it names groups by words and is not trained any more."""
 
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,12 +7,10 @@ import torch
 from torch import Tensor
 
 from models.discrete_vae import DiscreteVAE
+from models.frozen import UNTRAINED, fill_frozen, warn_untrained
 from models.tokenizer import Group
-from utils.checkpoint import load_weights
 
-UNTRAINED = "untrained"
-WHERE = "model.dvae_config.ckpt"
-TRAIN_ONE = "`python main.py --config cfgs/point-bert/dvae.yaml --exp_name dvae`"
+TRAIN_ONE = "python main.py --config cfgs/point-bert/dvae.yaml --exp_name dvae"
 
 
 class FrozenTokenizer(DiscreteVAE):
@@ -45,22 +42,8 @@ class FrozenTokenizer(DiscreteVAE):
         self.requires_grad_(False)
         self.untrained = str(ckpt) == UNTRAINED
         if not self.untrained:
-            self._load(ckpt)
-
-    def _load(self, ckpt: str | Path | None) -> None:
-        words, channels = self.codebook.shape
-        way_out = (
-            f"It needs a DiscreteVAE of {words} words of {channels} channels, {self.num_groups[0]} groups of "
-            f"{self.group_size} points: {TRAIN_ONE} trains the released one. `{UNTRAINED}` gives random weights."
-        )
-        if ckpt is None:
-            raise ValueError(f"{WHERE} is not given, the checkpoint of the tokenizer. {way_out}")
-        if not Path(ckpt).exists():
-            raise FileNotFoundError(f"{WHERE} is '{ckpt}', and there is no such file. {way_out}")
-        try:
-            load_weights(self, ckpt, strict=True)
-        except ValueError as error:
-            raise ValueError(f"{WHERE}: {error}. {way_out}") from error
+            fill_frozen(self, ckpt, "tokenizer", "a DiscreteVAE", TRAIN_ONE)
+        self.train()
 
     def train(self, mode: bool = True) -> "FrozenTokenizer":
         """Follow the mode of the model around it if the statistics are those of the batch; else stay in evaluation."""
@@ -70,9 +53,6 @@ class FrozenTokenizer(DiscreteVAE):
     def words(self, group: Group) -> Tensor:
         """Name groups by their best words, without noise: (B, G) int64."""
         if self.untrained:  # said once, and not where the words are not needed
-            warnings.warn(
-                f"{WHERE} is {UNTRAINED}: unless a checkpoint of the whole model was loaded, its words say little",
-                stacklevel=2,
-            )
+            warn_untrained("words")
             self.untrained = False
         return self.logits(group).argmax(-1)

@@ -21,6 +21,12 @@ def _act(state: Mapping[str, Tensor]) -> str | None:
     return "an ACT pre-training model" if any(key.startswith("ACT_decoder.") for key in state) else None
 
 
+def _act(state: Mapping[str, Tensor]) -> str | None:
+    if any(key.startswith("ACT_decoder.") for key in state):
+        return "an ACT pre-training model"
+    return "an ACT autoencoder" if "visual_embed.1.weight" in state else None
+
+
 def _point_bert(state: Mapping[str, Tensor]) -> str | None:
     if "transformer_k.cls_token" in state:  # `transformer_q` may have been renamed
         return "a Point-BERT pre-training model"

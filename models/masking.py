@@ -173,3 +173,33 @@ class Packing:
         """Write packed tokens (B, L, C) back over the visible positions of `onto` (B, G, C); returns a new tensor."""
         packed = torch.where(self.valid.unsqueeze(-1), packed, self.pack(onto).to(packed.dtype))
         return onto.to(packed.dtype).scatter(1, self.index.unsqueeze(-1).expand_as(packed), packed)
+
+
+def split_tokens(
+    centers: Tensor, mask: Tensor | None, num_visible: int, mask_type: str, generator: torch.Generator | None
+) -> tuple[Packing, Packing]:
+    """Part the tokens of a single scale into visible and masked ones, by the given mask or one that is drawn.
+
+    Args:
+        centers: (B, G, 3).
+        mask: (B, G) bool, True = masked, or None to draw it.
+        num_visible: tokens of a cloud that a drawn mask leaves visible.
+        mask_type: "rand" masks tokens drawn uniformly, "block" those around one.
+        generator: source of randomness of the draw.
+
+    Returns:
+        The visible tokens and the masked ones, each in the order of the groups.
+
+    Raises:
+        ValueError: if `mask` has another shape or type, or masks all or none of a sample.
+    """
+    if mask is not None:
+        check_mask(mask, centers.shape[:2], "mask")
+        visible, masked = Packing.of_levels([mask, ~mask])
+        return visible, masked
+    if mask_type == "rand":
+        mask = draw_mask(centers.new_zeros(centers.shape[:2]), num_visible, generator)
+    else:
+        mask = draw_block_mask(centers, num_visible, generator)
+    num_masked = centers.shape[1] - num_visible  # known beforehand: nothing has to wait for the GPU
+    return Packing(mask, num_visible, padded=False), Packing(~mask, num_masked, padded=False)

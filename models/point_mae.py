@@ -12,7 +12,7 @@ from models.encoded import Encoded, encoded
 from models.initialisation import init_truncated_normal, init_xavier_uniform
 from models.kinds import kind_of
 from models.masked_autoencoder import visible_tokens
-from models.masking import Packing, check_mask, count_visible, draw_block_mask, draw_mask
+from models.masking import Packing, count_visible, split_tokens
 from models.single_scale import (
     POSITION_HIDDEN_DIM,
     SingleScaleEncoder,
@@ -146,17 +146,7 @@ class Point_MAE(nn.Module):
         Returns:
             The visible tokens and the masked ones, each in the order of the groups.
         """
-        centers = group.centers
-        if mask is not None:
-            check_mask(mask, centers.shape[:2], "mask")
-            visible, masked = Packing.of_levels([mask, ~mask])
-            return visible, masked
-        if self.mask_type == "rand":
-            mask = draw_mask(centers.new_zeros(centers.shape[:2]), self.num_visible, generator)
-        else:
-            mask = draw_block_mask(centers, self.num_visible, generator)
-        num_masked = self.num_tokens - self.num_visible  # known beforehand: nothing has to wait for the GPU
-        return Packing(mask, self.num_visible, padded=False), Packing(~mask, num_masked, padded=False)
+        return split_tokens(group.centers, mask, self.num_visible, self.mask_type, generator)
 
     def decode(self, group: Group, encoded: Tensor, visible: Packing, masked: Packing) -> Tensor:
         """Predict the neighbourhoods of the masked tokens, each relative to its centre.

@@ -215,10 +215,11 @@ def test_without_a_command_line_it_says_what_can_be_done(empty, capsys, there, s
     assert len(text.splitlines()) <= 7
 
 
-def test_nothing_is_fine_tuned_from_a_tokenizer(empty, capsys):
+@pytest.mark.parametrize("name", ["DiscreteVAE", "ACTPromptedDiscreteVAEwithVIT"])
+def test_nothing_is_fine_tuned_from_a_tokenizer(empty, capsys, name):
     run = "experiments/point-bert/dvae/demo"
     touch("data/a/x", f"{run}/ckpt-last.pth")
-    Path(run, "config.yaml").write_text("model:\n  NAME: DiscreteVAE\n")
+    Path(run, "config.yaml").write_text(f"model:\n  NAME: {name}\n")
     main.main([])
     text = capsys.readouterr().out
     assert f"runs in experiments/: {run}" in text

@@ -110,6 +110,17 @@ POINT_BERT = {
         "return_all_tokens": False,
     },
 }
+ACT_AUTOENCODER = {
+    "group_size": 32,
+    "num_group": 64,
+    "num_tokens": 8192,
+    **dict.fromkeys(("encoder_dims", "tokens_dims", "decoder_dims"), 384),
+    "visual_embed_type": "vit_base_patch16_384",
+    "visual_embed_dim": 768,
+    "freeze_visual_embed": True,
+    "num_prompt_token": 64,
+    "use_deep_prompt": True,
+}
 MODELS = {
     "pre-training/i2p-mae": I2P_PRETRAIN | {"clip_config": {"visual_encoder": "ViT-B/16", "feat_dim": 512}},
     "pre-training/point-m2ae": M2AE_PRETRAIN,
@@ -148,13 +159,38 @@ MODELS = {
     "point-bert/part-segmentation": TRANSFORMER
     | {"NAME": "Point_BERT_SEG", "num_parts": 50, "num_categories": 16, "group_size": 32, "num_group": 128}
     | {"encoder_dims": 256},
+    "act/autoencoder": {
+        "NAME": "ACTPromptedDiscreteVAEwithVIT",
+        "visual_embed_pretrained": "timm",
+        **ACT_AUTOENCODER,
+    },
+    "act/pre-train": {
+        "NAME": "ACT_PointDistillation",
+        "loss": "cosine",
+        "transformer_config": {
+            **{key: value for key, value in TRANSFORMER.items() if not key.endswith("_dim") and "encoder" not in key},
+            "mask_ratio": 0.8,
+            "mask_type": "rand",
+            "proj": "linear",
+            "embed_dim": 384,
+            "cls_dim": 512,
+            "decoder_depth": 2,
+            "decoder_num_heads": 6,
+            "cls_loss": False,
+            "register_shallow_hook": 9,
+        },
+        "dvae_config": {"ckpt": "experiments/act/autoencoder/autoencoder/ckpt-best.pth", **ACT_AUTOENCODER},
+    },
 }
-POINT_BERT = POINT_TRANSFORMER | {"encoder_dims": 256, "smooth": 0.0}
+POINT_BERT_CLASSIFIER = POINT_TRANSFORMER | {"encoder_dims": 256, "smooth": 0.0}
 ACT = {"embed_dim" if key == "trans_dim" else key: value for key, value in POINT_TRANSFORMER.items()}
 ACT |= {"transfer_type": "full"}
 SCANS = ("scan_pb", "scan_obj", "scan_obj-bg")
-MODELS |= {f"point-bert/{name}": POINT_BERT for name in ("modelnet40", "few-shot", *SCANS)}
-MODELS |= {"point-bert/modelnet40_8k": POINT_BERT | {"num_group": 512}, "act/modelnet40_8k": ACT | {"num_group": 512}}
+MODELS |= {f"point-bert/{name}": POINT_BERT_CLASSIFIER for name in ("modelnet40", "few-shot", *SCANS)}
+MODELS |= {
+    "point-bert/modelnet40_8k": POINT_BERT_CLASSIFIER | {"num_group": 512},
+    "act/modelnet40_8k": ACT | {"num_group": 512},
+}
 TRANSFERS = {"": "full", "_linear": "linear", "_mlp3": "mlp-3"}
 for ending, transfer in TRANSFERS.items():
     MODELS |= {f"act/{name}{ending}": ACT | {"transfer_type": transfer} for name in ("modelnet40", "few-shot")}
@@ -193,6 +229,8 @@ TRAINING = {
     "point-bert/dvae": (5e-4, 300, 300, 64, None, None, "none"),
     "point-bert/pre-train": (5e-4, 300, 300, 128, 1024, None, "scale_and_translate"),
     "point-bert/part-segmentation": (5e-4, 300, 299, 16, None, None, "scale_and_translate_small"),
+    "act/autoencoder": (5e-4, 300, 300, 64, None, None, "none"),
+    "act/pre-train": (1e-3, 300, 300, 128, None, None, "scale_and_translate"),
 }
 WARM_UP = {"point-bert/pre-train": 3}  # of all others 10
 TRAINING |= {f"point-bert/{name}": MODELNET_TRAINING for name in ("modelnet40", *SCANS)}
@@ -209,7 +247,7 @@ TRAINING |= {
 }
 SEGMENTERS = ("act/part-segmentation", "act/s3dis")
 LR_MIN = {name: 1e-7 for name in TRAINING if name.startswith("act/") and name not in SEGMENTERS}
-WEIGHT_DECAY = {"point-bert/dvae": 5e-4}  # of all others 0.05
+WEIGHT_DECAY = {"point-bert/dvae": 5e-4, "act/autoencoder": 5e-4}  # of all others 0.05
 SVM_C = {
     "pre-training/i2p-mae": 0.01,
     "pre-training/point-m2ae": 0.01,
@@ -222,6 +260,7 @@ SVM_C = {
     "point-mae/linear-svm_scan_obj-bg": 0.01,
     "point-bert/pre-train": 1,
     "point-bert/linear-svm_modelnet40": 1,
+    "act/pre-train": 0.01,
 }
 
 
@@ -281,6 +320,8 @@ DATA = {
     },
     "point-bert/linear-svm_modelnet40": MODELNET_SVM,
     "point-bert/part-segmentation": SEGMENTATION,
+    "act/autoencoder": halves("", "subset", SHAPENET, npoints=1024),
+    "act/pre-train": {"train": SHAPENET | {"others": {"subset": "whole", "npoints": 1024}}, **MODELNET_SVM},
 }
 for method in ("", "point-m2ae_"):
     DATA |= {
@@ -485,6 +526,10 @@ def test_floats_without_a_point_are_numbers(tmp_path: Path, text: str, value: fl
         ({"optimizer": {"type": "AdamW", "kwargs": {"lr": "fast", "weight_decay": 0}}}, "optimizer.kwargs.lr = 'fast'"),
         ({"optimizer": {"type": "SGD", "kwargs": {"lr": 1, "weight_decay": 0}}}, "optimizer.type = 'SGD'"),
         ({"scheduler": {"type": "Step", "kwargs": {"epochs": 1, "initial_epochs": 0}}}, "must be 'CosLR'"),
+        (
+            {"scheduler": {"type": "CosLR", "kwargs": {"epochs": 1, "initial_epochs": 0, "lr_min": -1}}},
+            "scheduler.kwargs.lr_min = -1",
+        ),
         ({"model": {}}, "missing key 'model.NAME'"),
         ({"model": {"NAME": 3}}, "model.NAME = 3"),
         ({"model": "I2P_MAE"}, "model = 'I2P_MAE'"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.models import vision_transformer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -16,6 +17,7 @@ from models import Encoder, build_model, i2p_mae
 from models.feature_encoder import carry
 from models.masking import Packing
 from models.released import without_weights
+from tests.test_model_configs import SMALL_TEACHER, SMALL_VIT
 from tools.runner_finetune import sample_farthest
 from utils.config import load_config
 
@@ -31,6 +33,8 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("point-mae/pre-train", {}),
     ("point-mae/scan_pb", {}),
     ("point-mae/part-segmentation", {}),
+    ("act/autoencoder", {**SMALL_VIT, "visual_embed_dim": 8}),
+    ("act/pre-train", {"dvae_config": {**SMALL_TEACHER, "encoder_dims": 384}}),
 ]
 
 
@@ -49,12 +53,13 @@ def _values_are_not_needed(monkeypatch):
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
     monkeypatch.setattr(nn.init, "trunc_normal_", nn.init.normal_)
+    monkeypatch.setattr(vision_transformer, "calculate_drop_path_rates", lambda rate, depth: [rate] * depth)
     monkeypatch.setattr(Packing, "of_levels", lambda masks: [Packing(mask, mask.shape[1] // 2, True) for mask in masks])
     monkeypatch.setattr(i2p_mae, "beside", lambda points: beside(torch.empty(0, device="cpu")))
 
 
 def loss_of(model: Any, points: Tensor) -> Tensor:
-    if hasattr(model, "encode"):
+    if hasattr(model, "encode") or hasattr(model, "tokenize"):
         return model(points)["loss"]
     categories = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     if hasattr(model, "num_parts"):
@@ -62,7 +67,7 @@ def loss_of(model: Any, points: Tensor) -> Tensor:
     return model.loss(model(points), categories)
 
 
-@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+@pytest.mark.filterwarnings("ignore:.*is untrained")
 @pytest.mark.parametrize("amp", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("config", "changes"), MODELS, ids=str)
 def test_all_that_a_model_makes_is_where_its_points_are(config, changes, amp):

@@ -14,16 +14,20 @@ ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path.relative_to(ROOT) for path in ROOT.glob("cfgs/*/*.yaml") if path.parent.name != "dataset")
 LEARNED = [name for name in MODELS if name != "Point_NN"]  # which has no parameters
 POINT_BERT = {"dvae_config": {"ckpt": "untrained"}}
+SMALL_VIT = {"visual_embed_type": {"embed_dim": 8, "depth": 1, "num_heads": 1}, "visual_embed_pretrained": "untrained"}
+SMALL_TEACHER = SMALL_VIT | {"ckpt": "untrained"}
 I2P = {"NAME": "I2P_MAE", "clip_config": {"visual_encoder": None, "feat_dim": 8}}
 
 
-@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+@pytest.mark.filterwarnings("ignore:.*is untrained")
 @pytest.mark.parametrize("path", SHIPPED, ids=str)
 def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_config(path).model
     if "clip_config" in config and config.clip_config.visual_encoder is not None:
         config.clip_config.pretrained = "untrained"  # the released one has CLIP's weights, which are downloaded
+    if "visual_embed_type" in config:
+        config.visual_embed_pretrained = "untrained"
     if "dvae_config" in config:
         config.dvae_config.ckpt = "untrained"  # the released one names a file
     with torch.random.fork_rng():
@@ -32,13 +36,16 @@ def test_the_model_of_every_shipped_config_builds(path, monkeypatch):
     assert isinstance(model, getattr(model_of(config), "func", model_of(config)))
 
 
-@pytest.mark.parametrize("name", [name for name in LEARNED if name != "DiscreteVAE"])  # which has no blocks
+@pytest.mark.parametrize(
+    "name", [name for name in LEARNED if "DiscreteVAE" not in name]
+)  # which have no blocks of ours
 def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
     settings = {
         "I2P_MAE": I2P | {"drop_path_rate": 0.28},
         "Point_MAE": {"transformer_config": {"drop_path_rate": 0.28}},
         "Point_BERT": POINT_BERT | {"transformer_config": {"drop_path_rate": 0.28}},
         "PointTransformer": {"cls_dim": 2, "drop_path_rate": 0.28},
+        "ACT_PointDistillation": {"transformer_config": {"drop_path_rate": 0.28}, "dvae_config": SMALL_TEACHER},
     }
     with torch.device("meta"):
         model = build_model(settings.get(name, {"drop_path_rate": 0.28}) | {"NAME": name})
@@ -48,6 +55,7 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
     }
     depths = {"h_encoder": 15, "h_decoder": 2, "MAE_encoder": 12, "blocks": 12, "MAE_decoder": 4}
     depths |= {"transformer_q": 12, "transformer_k": 12}
+    depths |= {"ACT_encoder": 12, "ACT_decoder": 2}
     stacks = {part: found for part, found in rates.items() if found}
     assert stacks
     for part, found in stacks.items():
@@ -55,14 +63,21 @@ def test_stochastic_depth_rises_over_all_blocks_of_every_model(name):
         assert found == pytest.approx([0.28 * i / last for i in range(last + 1)])
 
 
+@pytest.mark.filterwarnings("ignore:.*is untrained")
 @pytest.mark.parametrize("name", LEARNED)
 def test_norms_of_every_model_have_the_released_settings(name):
     settings = {"I2P_MAE": I2P, "PointTransformer": {"cls_dim": 2}, "Point_BERT": POINT_BERT}
+    settings |= {"ACTPromptedDiscreteVAEwithVIT": SMALL_VIT}
+    settings |= {"ACT_PointDistillation": {"dvae_config": SMALL_TEACHER}}
     with torch.device("meta"):
         model = build_model(settings.get(name, {}) | {"NAME": name})
     batch_norms = {(m.momentum, m.eps) for m in model.modules() if isinstance(m, nn.BatchNorm1d)}
     assert batch_norms == {(0.1, 1e-5)}
-    assert {m.eps for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)} == {1e-5}
+    visual = getattr(getattr(model, "dvae_tokenizer", model), "visual_embed", nn.Module())
+    of_images = set(visual.modules())  # timm's
+    assert {m.eps for m in of_images if isinstance(m, nn.LayerNorm)} <= {1e-6}
+    norms = {m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)} - of_images
+    assert {m.eps for m in norms} == {1e-5}
 
 
 def test_all_kinds_of_configs_are_shipped():

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import MODELS, build_model
+from tests.test_model_configs import SMALL_TEACHER, SMALL_VIT
 from tools import runner_profile
 from tools.evaluation.profiler import OWN_PRODUCTS, TEACHER, StageCost, build_untrained, cloud_size, profile, stage_of
 from utils.config import load_config
@@ -147,10 +148,12 @@ def test_the_teacher_stands_apart_and_none_of_its_layers_is_missed(points):
     assert others == sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore:the 2D transformer is untrained")
 @pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_of_every_model_belongs_to_a_stage(name):
     needed = {"I2P_MAE": {"clip_config": {"visual_encoder": None, "feat_dim": 8}}, "PointTransformer": {"cls_dim": 2}}
     needed["Point_BERT"] = {"dvae_config": {"ckpt": "untrained"}}
+    needed |= {"ACTPromptedDiscreteVAEwithVIT": SMALL_VIT, "ACT_PointDistillation": {"dvae_config": SMALL_TEACHER}}
     with torch.device("meta"):
         model = build_model({"NAME": name, **needed.get(name, {})})
     assert [name for name, _ in model.named_parameters() if stage_of(name) is None] == []

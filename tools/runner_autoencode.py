@@ -1,4 +1,4 @@
-"""Training, and with `--test` testing, of the discrete autoencoder whose words Point-BERT predicts."""
+"""Training, and with `--test` testing, of the discrete autoencoders of Point-BERT and ACT."""
 
 from argparse import Namespace
 from typing import Any
@@ -8,6 +8,10 @@ from torch import Tensor
 
 from datasets.transforms import AUGMENTATIONS
 from models import build_model
+from models.act_autoencoder import ACTPromptedDiscreteVAEwithVIT
+from models.discrete_vae import DiscreteVAE
+from models.frozen import UNTRAINED
+from models.visual_transformer import filled_later
 from tools.evaluation.reconstruction import SCORES, reconstruction_scores
 from tools.training import provenance, sanity
 from tools.training.annealing import KL_BEGINS, annealed
@@ -30,7 +34,7 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
     """Train an autoencoder, or with `--test` test the one in `args.ckpts`.
 
     Args:
-        config: resolved config such as cfgs/point-bert/dvae.yaml.
+        config: resolved config such as cfgs/point-bert/dvae.yaml or cfgs/act/autoencoder.yaml.
         args: command line.
 
     Returns:
@@ -55,7 +59,7 @@ def train(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         loader, test_loader = training_loader(config, args), evaluation_loader(config, "test", args)
         data = {"train": loader.dataset, "test": test_loader.dataset}
         run.note_data(**data)
-        model = build_model(config["model"]).to(device)
+        model = build(config["model"], filled=bool(args.resume or args.start_ckpts)).to(device)
         sanity.warn(config, model, **data)
         provenance.warn(config, **data)
         network = parallel(model, args)
@@ -88,7 +92,7 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         seed_everything(args.seed, args.deterministic)
         device = choose_device()
         loader = evaluation_loader(config, "test", args)
-        model = build_model(config["model"]).to(device)
+        model = build(config["model"], filled=True).to(device)
         run.note_weights(load_weights(model, args.ckpts, strict=True))
         run.note_data(test=loader.dataset)
         provenance.warn(config, test=loader.dataset)
@@ -97,3 +101,16 @@ def test(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         rows = [[title, scores[name]] for name, title in SCORES.items()]
         run.show(run.mode, format_table(rows, [run.tested(protocol), ""]))
         return run.finish({"protocol": protocol, "checkpoint": str(args.ckpts), **scores})
+
+
+def build(config: dict[str, Any], filled: bool) -> DiscreteVAE:
+    """Build an autoencoder; if a checkpoint is going to fill it, nothing is downloaded for ACT's.
+
+    Args:
+        config: the `model` section.
+        filled: whether its weights come from a checkpoint.
+    """
+    if not filled or config["NAME"] != ACTPromptedDiscreteVAEwithVIT.__name__:
+        return build_model(config)
+    with filled_later():
+        return build_model({**config, "visual_embed_pretrained": UNTRAINED})

@@ -6,7 +6,7 @@ from pathlib import Path
 from tools.training.modes import CHECKPOINTS, DATA, EXPERIMENTS
 
 SHOWN = 3  # of a kind
-TOKENIZER = "NAME: DiscreteVAE"  # in the config of a run from which nothing is fine-tuned
+TOKENIZERS = ("NAME: DiscreteVAE", "NAME: ACTPromptedDiscreteVAEwithVIT")  # models from which nothing is fine-tuned
 PRE_TRAINING_DATA = DATA / "ShapeNet55-34"
 PRE_TRAIN = "python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pre-train"
 FINE_TUNE = "python main.py --config cfgs/fine-tuning/modelnet40.yaml --finetune_model --exp_name finetune --ckpts {}"
@@ -54,7 +54,8 @@ def _start(weights: list[str], runs: list[str]) -> str:
 def _has_encoder(run: str) -> bool:
     """Whether a classifier could start from the weights of a run."""
     config = Path(run, "config.yaml")
-    return not (config.is_file() and TOKENIZER in config.read_text(encoding="utf-8"))
+    text = config.read_text(encoding="utf-8") if config.is_file() else ""
+    return not any(name in text for name in TOKENIZERS)
 
 
 def _some(names: list[str]) -> str:

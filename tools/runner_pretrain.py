@@ -108,8 +108,9 @@ def mode_of(args: Namespace) -> str:
 def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, Tensor]:
     """Weigh the losses so that their mean over the processes is the mean over all tokens of the global batch.
 
-    A loss in 3D or in 2D is a mean over the masked or the visible tokens of this process, whose number varies a little;
-    a model with others weighs them itself.
+    `loss_3d` and `loss_2d` are means over the masked or visible tokens of this process, whose number varies a little. A
+    model without them weighs its losses itself, or has one that is a mean over clouds, of which every process has as
+    many.
 
     Args:
         values: what a pre-training model returned.
@@ -118,7 +119,7 @@ def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, 
     Returns:
         The values, with weighted losses. In a single process they are what they were.
     """
-    if world_size() == 1 or not values.keys() & {"loss_3d", "loss_2d"}:
+    if world_size() == 1 or values.keys().isdisjoint(("loss_3d", "loss_2d")):
         return values
     visible = values["visible_tokens"]
     everywhere = mean(visible)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from datasets import build_dataset, name_of, name_of_entry
 from datasets.folder import Folder
 from datasets.own.files import list_files
-from models.frozen_tokenizer import UNTRAINED
+from models.frozen import UNTRAINED
 from models.teacher import feature_width
 from tools.evaluation.classification import sample_farthest
 from tools.evaluation.inference import calibrate_batchnorm, extract_features
@@ -86,9 +86,9 @@ def svm_name(config: dict[str, Any]) -> str:
 
 
 def without_teacher(model_config: dict[str, Any]) -> dict[str, Any]:
-    """Copy a model section so that no teacher is built: features need none, but the 2D head keeps its width.
+    """Copy a model section so that no teacher is sought: features need none, but the 2D head keeps its width.
 
-    A tokenizer has its place in the model, but its weights come with the rest of them.
+    A tokenizer, or ACT's autoencoder, has its place in the model, but its weights come with the rest of them.
     """
     if "dvae_config" in model_config:
         return {**model_config, "dvae_config": {**model_config["dvae_config"], "ckpt": UNTRAINED}}

@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import build_model
 from models.dgcnn import DGCNN, NEIGHBOURS, GraphPropagation
-from models.frozen_tokenizer import UNTRAINED
+from models.frozen import UNTRAINED
 from models.masking import draw_mask
 from models.point_bert import Point_BERT
 from models.segmenter import CloudAwareSegmenter, Segmenter
 from models.tokenizer import TokenEmbed
+from models.visual_transformer import filled_later
 from utils.tables import format_table
 
 logger = logging.getLogger(__name__)
@@ -31,26 +32,28 @@ CODEBOOK = "codebook"
 STAGES = {  # stage → names of the modules and parameters that belong to it; the group is its level
     "token embedding {}": r"h_encoder\.token_embed\.(\d+)",
     "encoder blocks {}": r"h_encoder\.encoder_(?:blocks|pos_embeds|norms)\.(\d+)",
-    "token embedding": r"(?:MAE_encoder\.|transformer_q\.)?(?:encoder|reduce_dim)",
+    "token embedding": r"(?:(?:MAE|ACT)_encoder\.|transformer_q\.)?(?:encoder|reduce_dim)",
     "encoder blocks": (
-        r"(?:MAE_encoder\.|transformer_q\.)?(?:pos_embed|blocks|cls_token|cls_pos)"
-        r"|MAE_encoder\.norm|transformer_q\.(?:norm|mask_token)"
+        r"(?:(?:MAE|ACT)_encoder\.|transformer_q\.)?(?:pos_embed|blocks|cls_token|cls_pos)"
+        r"|(?:MAE|ACT)_encoder\.norm|transformer_q\.(?:norm|mask_token)"
     ),
     "decoder": (
         r"h_decoder\.\d+|decoder_pos_embeds\.\d+|decoder_norm|token_prop\.\d+|mask_token"
-        r"|MAE_decoder(?:\.norm)?|decoder_pos_embed|decoder"
+        r"|(?:MAE|ACT)_decoder(?:\.norm)?|decoder_pos_embed|decoder"
     ),
     "graph network {}": r"dgcnn_(\d+)",
     CODEBOOK: r"codebook",
+    "image transformer": r"visual_embed\.(?:0\.\d+|1)|(?:visual|deep)_(?:prompt|pos)_\w+|proj_p\w+",
     "propagation {}": r"(?:propagations?[._]|dgcnn_pro_)(\d+)(?:_cls)?",
     "head": (
         r"rec_head\w*|increase_dim|norm|cls_head_finetune|label_conv(?:_cls)?|convs?\d+(?:_cls)?|bns?\d+(?:_cls)?"
-        r"|transformer_q\.(?:lm_head|cls_head)"
+        r"|transformer_q\.(?:lm_head|cls_head)|proj_head|ACT_encoder\.(?:lm|cls)_head"
     ),
     "momentum encoder": r"transformer_k\.\w+",
     "tokenizer (frozen)": r"dvae\.\w+",
 }
 TEACHER = "teacher (frozen)"
+PARTS_OF_TEACHER = r"dvae_tokenizer\.(?:visual_embed\.\d+(?:\.\d+)?|\w+)"  # of ACT's, which is a part of its model
 OWN_LAYERS, OWN_PRODUCTS = "head", "back-projection"  # of what a model's forward multiplies itself
 LEFT_FACTOR = {  # matrix product → which argument is its left factor
     torch.ops.aten.mm: 0,
@@ -138,10 +141,12 @@ def build_untrained(config: dict[str, Any]) -> nn.Module:
     if teacher.get("visual_encoder") is not None:
         logger.info("the teacher is profiled with random weights: nothing is downloaded")
         config = {**config, "clip_config": {**teacher, "pretrained": "untrained"}}
+    if "visual_embed_pretrained" in config:
+        config = {**config, "visual_embed_pretrained": UNTRAINED}
     if "dvae_config" in config:
-        logger.info("the tokenizer is profiled with random weights: no file is needed")
+        logger.info("the tokenizer or autoencoder is profiled with random weights: no file is needed")
         config = {**config, "dvae_config": {**config["dvae_config"], "ckpt": UNTRAINED}}
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    with warnings.catch_warnings(), filled_later(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "the 2D teacher is untrained")
         return build_model(config)
 
@@ -168,8 +173,8 @@ def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | 
     if (teacher := getattr(model, "teacher", None)) is not None:
         parameters[TEACHER] = sum(parameter.numel() for parameter in teacher.parameters())
         units.append((teacher, TEACHER))
-    with torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "model.dvae_config.ckpt is untrained")
+    with warnings.catch_warnings(), torch.no_grad(), _matrix_products_only(), counter.watching(model, units), counter:
+        warnings.filterwarnings("ignore", ".*is untrained")  # which changes no count
         (forward or model)(*inputs)
     order = [*STAGES, OWN_PRODUCTS, TEACHER]
     names = sorted({**parameters, **counter.products}, key=lambda name: order.index(re.sub(r"\d+", "{}", name)))
@@ -182,7 +187,7 @@ def profile(model: nn.Module, *inputs: Tensor, forward: Callable[..., object] | 
 def stage_of(name: str, whole: bool = False) -> str | None:
     """Return the stage that a module or parameter belongs to, or, with `whole`, that a module is a unit of."""
     end = r"$" if whole else r"(?:\.|$)"
-    for stage, pattern in STAGES.items():
+    for stage, pattern in [*STAGES.items(), (TEACHER, PARTS_OF_TEACHER)]:
         if match := re.match(f"(?:{pattern}){end}", name):
             return stage.format(*match.groups())
     return None

@@ -22,6 +22,8 @@ from datasets.own.files import list_files
 from datasets.resident import ResidentLoader
 from datasets.shapenet55 import ShapeNet
 from models import MODELS, build_model, check_model_config
+from models.act import ACT_PointDistillation
+from models.act_autoencoder import ACTPromptedDiscreteVAEwithVIT
 from models.masked_autoencoder import MaskedAutoencoder
 from models.point_bert import Point_BERT
 from models.transformer import BlockStack
@@ -37,6 +39,9 @@ WORKERS_PER_CORE = 4  # more than one: on a slow disk they wait
 EVALUATION_BATCH_SIZE = 64  # no result depends on it, but the draws of a vote do
 COMPILED_VARIANTS = 64  # of all block stacks together: each with and without padding, in training and in evaluation
 HELD_OUT = "a held-out tenth of the training split"
+# Models with parameters that serve no loss: a norm, heads, all before a transformer that lets no gradient through.
+# Without a search for them their gradients would be waited for.
+PARTLY_UNUSED = (MaskedAutoencoder, Point_BERT, ACT_PointDistillation, ACTPromptedDiscreteVAEwithVIT)
 MINIMUM_LR = 1e-6  # where the warm-up starts and, unless a config says otherwise, the cosine ends
 
 
@@ -318,9 +323,7 @@ def parallel(model: nn.Module, args: Namespace) -> nn.Module:
                 module.compile(dynamic=True)  # the number of visible tokens changes from batch to batch
     if world_size() == 1:
         return model
-    # One norm of the pre-trained encoder, or the head of a loss that does not act, serves no loss: without the search
-    # its gradient would be waited for.
-    return DistributedDataParallel(model, find_unused_parameters=isinstance(model, MaskedAutoencoder | Point_BERT))
+    return DistributedDataParallel(model, find_unused_parameters=isinstance(model, PARTLY_UNUSED))
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
