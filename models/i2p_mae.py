@@ -1,6 +1,7 @@
 """I2P-MAE (CVPR 2023): a frozen 2D model chooses what stays visible and gives the visible tokens a target."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -58,6 +59,7 @@ class I2P_MAE(MaskedAutoencoder):
         teacher: used instead of building one from `clip_config`; any module with the interface of `models.teacher`.
         losses: which act: the Chamfer distance at masked tokens, the 2D features at visible ones, or both as released.
             The head of a loss that does not act stays untrained.
+        loss_weights: of the Chamfer distance and of the 2D features in the sum of both; 1 and 1 as released.
         **settings: those of `MaskedAutoencoder`.
     """
 
@@ -70,6 +72,7 @@ class I2P_MAE(MaskedAutoencoder):
         mask_temperature: float = 1.0,
         teacher: Teacher | None = None,
         losses: Literal["3d", "2d", "both"] = "both",
+        loss_weights: Sequence[float] = (1.0, 1.0),
         **settings: Any,
     ):
         super().__init__(**settings)
@@ -77,6 +80,11 @@ class I2P_MAE(MaskedAutoencoder):
             raise ValueError(f"mask_temperature must be positive, got {mask_temperature}")
         if losses not in ("3d", "2d", "both"):
             raise ValueError(f"losses must be '3d', '2d' or 'both', got {losses!r}")
+        if len(loss_weights) != 2 or not all(0 < weight < math.inf for weight in loss_weights):
+            raise ValueError(
+                f"loss_weights must be two positive numbers, of the 3D and of the 2D loss, got {list(loss_weights)}; "
+                "to leave a loss out, set losses to '3d' or '2d'"
+            )
         if clip_config is not None and teacher is None:
             teacher = build_teacher(**clip_config)
             feat_dim = teacher.feat_dim if teacher is not None else feature_width(clip_config)
@@ -85,6 +93,7 @@ class I2P_MAE(MaskedAutoencoder):
         else:
             raise ValueError("I2P_MAE needs a teacher: give either model.clip_config or teacher=")
         self.mask_temperature, self.losses = mask_temperature, losses
+        self.loss_weights = dict(zip(("loss_3d", "loss_2d"), loss_weights, strict=True))
         self.teacher = teacher
         self.rec_head_3d = PointwiseConv(self.decoder_dim, 3 * self.group_sizes[1])
         self.rec_head_2d = PointwiseConv(self.decoder_dim, self.group_sizes[1] * len(VIEWS) * feat_dim)
@@ -100,9 +109,9 @@ class I2P_MAE(MaskedAutoencoder):
             generator: source of the draw's randomness; None = PyTorch's own.
 
         Returns:
-            0-d tensors: loss; loss_3d and loss_2d, those of the two that act; visible_tokens, those of level 1 in a
-            cloud; and visible_saliency, the share of the coarse tokens' saliency that the visible ones hold (0.2 if the
-            mask ignored it, at a mask ratio of 0.8).
+            0-d tensors: loss; loss_3d and loss_2d, those of the two that act, not weighed; visible_tokens, those of
+            level 1 in a cloud; and visible_saliency, the share of the coarse tokens' saliency that the visible ones
+            hold (0.2 if the mask ignored it, at a mask ratio of 0.8).
         """
         with beside(points) as join:
             views = self.look(points)
@@ -119,7 +128,7 @@ class I2P_MAE(MaskedAutoencoder):
         if self.losses != "3d":
             losses["loss_2d"] = self.loss_2d(decoded, groups[1], encoded[1], views)
         return {
-            "loss": torch.stack(list(losses.values())).sum(),
+            "loss": torch.stack([self.loss_weights[name] * value for name, value in losses.items()]).sum(),
             **losses,
             "visible_tokens": visible_tokens(encoded[1].mask),
             "visible_saliency": (saliency.masked_fill(mask, 0).sum(1) / saliency.sum(1)).mean(),

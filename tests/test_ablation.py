@@ -15,9 +15,11 @@ from models import check_model_config
 from models.masking import draw_mask
 from tests.playground import CLASSES, CONFIGS, POINTS, SCAN_DATA, SHAPENET, write_config
 from tests.test_pretraining_models import UNUSED, drawn_mask, i2p_mae, points, without_gradient  # noqa: F401
-from tools import ablation
-from tools.ablation import SETTINGS, Figures, Setting, draw, read_text, summarise
+from tools import ablation, label_efficiency
+from tools.ablation import POINT_M2AE, RELEASED, SETTINGS, UNTRAINED, Figures, Setting, draw, summarise
+from tools.evaluation.gradients import gradient_norms
 from utils.config import load_config, save_config
+from utils.tables import read_text, replace_section
 
 ROOT = Path(__file__).parent.parent
 HEADS = {"3d": "rec_head_3d", "2d": "rec_head_2d"}
@@ -38,6 +40,42 @@ def test_a_loss_alone_is_the_whole_loss_and_trains_its_head_alone(points, losses
     untrained = {f"{HEADS[other]}.{name}" for name in ("weight", "bias")}
     assert untrained <= without_gradient(model)
     assert not any(name.startswith((HEADS[losses], "mask_token")) for name in without_gradient(model))
+
+
+def test_losses_are_weighed_in_the_sum_and_shown_as_they_are(points):  # noqa: F811
+    mask = torch.tensor([[True, True, False, True, True, True, False, True]] * 2)
+    plain, weighed = (i2p_mae(loss_weights=weights).eval()(points, mask) for weights in ([1, 1], [0.25, 3.0]))
+    for name in ("loss_3d", "loss_2d"):
+        assert torch.equal(plain[name], weighed[name])
+    assert torch.equal(plain["loss"], i2p_mae().eval()(points, mask)["loss"])
+    assert weighed["loss"] == pytest.approx(float(0.25 * plain["loss_3d"] + 3 * plain["loss_2d"]))
+    alone = i2p_mae(losses="2d", loss_weights=[0.25, 3.0]).eval()(points, mask)
+    assert alone["loss"] == 3 * alone["loss_2d"]
+
+
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 1.0], [1.0, -1.0], [math.nan, 1.0], [1.0, math.inf]])
+def test_weights_that_are_no_two_positive_numbers_are_refused(weights):
+    with pytest.raises(
+        ValueError, match="loss_weights must be two positive numbers, of the 3D and of the 2D loss, got"
+    ):
+        i2p_mae(loss_weights=weights)
+
+
+def test_gradient_norms_are_of_each_loss_alone_without_its_head(points):  # noqa: F811
+    model = i2p_mae()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    norms = gradient_norms(model, points, seed=3)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for name in ("loss_3d", "loss_2d"):
+        model.zero_grad()
+        model(points, generator=torch.Generator().manual_seed(3))[name].backward()
+        squares = [
+            p.grad.double().pow(2).sum()
+            for key, p in model.named_parameters()
+            if p.grad is not None and not key.startswith("rec_head")
+        ]
+        assert norms[name] == pytest.approx(math.sqrt(sum(squares)), rel=1e-5)
+    assert norms["loss_3d"] != norms["loss_2d"]
 
 
 def test_all_losses_have_the_same_weights():
@@ -81,27 +119,59 @@ def test_a_temperature_that_is_no_number_is_refused():
 
 
 def test_every_setting_is_compared_once_and_has_a_folder_of_its_own():
-    assert len({setting.name for setting in SETTINGS}) == len(SETTINGS) == 7
+    assert len({setting.name for setting in SETTINGS}) == len(SETTINGS) == 10
     assert Path(f"{SETTINGS[-1].name}.yaml").stem == SETTINGS[-1].name
-    assert {s.mask_temperature for s in SETTINGS if s.losses == "both"} == {math.inf, 1, 0.1, 0.01, 0.001}
-    assert {s.losses for s in SETTINGS if s.mask_temperature == 1} == {"3d", "2d", "both"}
+    assert {s.mask_temperature for s in SETTINGS if s[:2] == RELEASED[:2]} == {math.inf, 1, 0.01, 0.003}
+    assert {s.weight_3d for s in SETTINGS if s[:3] == RELEASED[:3]} == {1, 0.1, 0.01}
+    assert {s[:2] for s in SETTINGS} == {
+        ("untrained", "3d"), ("untrained", "2d"), ("untrained", "both"), ("trained", "2d"), ("trained", "both"),
+    }  # fmt: skip
+
+
+def test_a_setting_is_a_config_of_its_own():
+    config = load_config(ROOT / "cfgs/demo/ablation.yaml")
+    trained = config.model.clip_config
+    assert str(trained.pretrained).endswith(".safetensors")
+    model = Setting("trained", "both", 0.01, 0.1).of(config)["model"]
+    assert (model["losses"], model["mask_temperature"], model["loss_weights"]) == ("both", 0.01, [0.1, 1.0])
+    assert model["clip_config"] == trained
+    assert POINT_M2AE.of(config)["model"]["clip_config"] == {**trained, "pretrained": "untrained"}
+    check_model_config(model)
+
+
+def of_seeds(*runs):
+    return dict(enumerate(runs))
 
 
 @pytest.fixture
 def table():
+    norms = {"first": {"loss_3d": 0.25, "loss_2d": 2.0}, "last": {"loss_3d": 0.05, "loss_2d": 0.5}}
     return {
-        "untrained": [Figures(20.0, None), Figures(22.0, None)],
-        Setting(math.inf, "both"): [Figures(30.0, 0.2), Figures(34.0, 0.22)],
-        Setting(1.0, "both"): [Figures(31.0, 0.25), Figures(31.0, 0.25)],
-        Setting(1.0, "3d"): [Figures(29.0, 0.25), Figures(33.0, 0.25)],
+        UNTRAINED: of_seeds(Figures(20.0), Figures(22.0)),
+        POINT_M2AE: of_seeds(
+            Figures(30.0, 0.2, {when: {"loss_3d": 3.0} for when in ("first", "last")}), Figures(34.0, 0.22)
+        ),
+        RELEASED: of_seeds(Figures(31.0, 0.25, norms), Figures(37.0, 0.25, norms)),
+        Setting("trained", "both", math.inf, 0.1): of_seeds(Figures(29.0, 0.25), Figures(33.0, 0.25)),
     }
 
 
-def test_rows_hold_mean_and_deviation(table):
+def test_rows_hold_means_deviations_and_differences_of_the_same_seed(table):
     rows = summarise(table)
-    assert rows[0] == ["untrained", "–", "21.0 ± 1.0", "20.0 22.0", "–"]
-    assert rows[1] == ["random", "both", "32.0 ± 2.0", "30.0 34.0", "21.0 ± 1.0"]
-    assert summarise({key: runs[:1] for key, runs in table.items()})[2][2:] == ["31.0", "31.0", "25.0"]
+    beside = "-13.0 ± 2.0"  # 20 − 31 = −11 and 22 − 37 = −15
+    assert rows[0] == ["untrained encoder", "–", "–", "21.0 ± 1.0", "20.0 22.0", beside, "–", "–", "–"]
+    beside = "-2.0 ± 1.0"  # −1 and −3
+    assert rows[1] == ["none", "3d", "random", "32.0 ± 2.0", "30.0 34.0", beside, "3 : –", "3 : –", "21.0 ± 1.0"]
+    assert rows[2][:2] == ["trained", "both"]
+    assert rows[2][5:8] == ["–", "0.25 : 2", "0.05 : 0.5"]
+    assert rows[3][:3] == ["trained", "both, 3D × 0.1", "random"]
+
+
+def test_a_difference_is_of_the_seeds_that_both_have(table):
+    del table[RELEASED][0]
+    assert summarise(table)[1][5] == "-3.0"
+    del table[POINT_M2AE][1]
+    assert summarise(table)[1][3:6] == ["30.0", "30.0", "–"]
 
 
 def test_the_picture_is_drawn(table, tmp_path):
@@ -113,24 +183,33 @@ def test_the_picture_shows_means_and_deviations_of_each_setting(table, monkeypat
     shown = []
 
     def read(figure, path):
-        for axis in figure.axes:
-            (means, _, (bars,)) = axis.containers[0].lines
-            half = [(top - bottom) / 2 for (_, bottom), (_, top) in bars.get_segments()]
-            ticks = [label.get_text() for label in axis.get_xticklabels()]
-            shown.append((axis.get_title(), axis.get_xlabel(), ticks, list(means.get_ydata()), pytest.approx(half)))
+        (axis,) = figure.axes
+        (means, _, (bars,)) = axis.containers[0].lines
+        half = [(right - left) / 2 for (left, _), (right, _) in bars.get_segments()]
+        ticks = [label.get_text() for label in axis.get_yticklabels()]
+        shown.append((ticks, list(means.get_xdata()), pytest.approx(half)))
 
     monkeypatch.setattr("tools.evaluation.figures.save_figure", read)
     draw(table, Path("picture.png"))
-    accuracy = ("linear SVM, %", "mask temperature", ["random", "1"], [32.0, 31.0], [2.0, 0.0])
-    saliency = ("saliency held by visible tokens, %", "mask temperature", ["random", "1"], [21.0, 25.0], [1.0, 0.0])
-    assert shown == [accuracy, saliency, ("linear SVM, %", "losses", ["both", "3d"], [31.0, 31.0], [0.0, 2.0])]
+    ticks = ["none | 3d | random", "trained | both | temperature 1", "trained | both, 3D × 0.1 | random"]
+    assert shown == [(ticks, [32.0, 34.0, 31.0], [2.0, 3.0, 2.0])]
 
 
 def test_a_document_needs_a_place_for_the_figures(tmp_path):
     (tmp_path / "notes.md").write_text("# Notes\n")
     with pytest.raises(ValueError, match=r"notes\.md has no line '## Figures'"):
-        read_text(tmp_path / "notes.md")
-    assert read_text(ROOT / "docs/ABLATION.md").endswith("\n")
+        read_text(tmp_path / "notes.md", "Figures")
+    for heading in (ablation.HEADING, label_efficiency.HEADING):
+        assert read_text(ROOT / "docs/ABLATION.md", heading)[0].endswith("\n")
+
+
+def test_a_section_is_replaced_and_the_others_stay(tmp_path):
+    document = tmp_path / "notes.md"
+    document.write_text("# Notes\n\n## Figures\n\nold\n\n### Of old\n\n## More\n\ntext\n")
+    replace_section(document, "Figures", "new")
+    assert document.read_text() == "# Notes\n\n## Figures\n\nnew\n\n## More\n\ntext\n"
+    replace_section(document, "More", "end")
+    assert document.read_text() == "# Notes\n\n## Figures\n\nnew\n\n## More\n\nend\n"
 
 
 def test_a_seed_is_given_once(capsys):
@@ -165,9 +244,9 @@ def small(tmp_path, monkeypatch):
         write_scanobjectnn("data", classes=CLASSES, train=4, test=3, num_points=POINTS)
 
     monkeypatch.setattr(ablation, "CONFIG", Path("cfgs/ablation.yaml"))
-    monkeypatch.setattr(ablation, "SETTINGS", (Setting(math.inf, "both"),))
+    monkeypatch.setattr(ablation, "SETTINGS", (RELEASED,))
     monkeypatch.setattr("datasets.synthetic.write_demo", write_demo)
-    monkeypatch.setattr(ablation, "launch", launch)
+    monkeypatch.setattr("tools.training.launch.launch", launch)
     return commands
 
 
@@ -177,19 +256,23 @@ def test_the_whole_comparison_and_that_finished_runs_are_not_repeated(small, cap
     document.write_text("# Notes\n\n## Figures\n\nold\n")
     arguments = ["--seeds", "3", "--write", "notes.md"]
     assert ablation.main(arguments) == 0
-    run = Path("experiments/ablation/temperature-inf-both/seed3")
+    run = Path("experiments/ablation/trained-both-temperature-1/seed3")
     history = json.loads((run / "results.json").read_text())["pre-training"]["history"]
     figures = Figures(**json.loads((run / "figures.json").read_text()))
     assert figures.visible_saliency == history[-1]["visible_saliency"]
+    assert all(figures.gradients[when].keys() == {"loss_3d", "loss_2d"} for when in ("first", "last"))
+    assert figures.gradients["first"] != figures.gradients["last"]
     assert figures.accuracy in [pytest.approx(100 * hits / 9) for hits in range(10)]
-    assert load_config(run / "config.yaml").model.mask_temperature == math.inf
+    assert load_config(run / "config.yaml").model.loss_weights == [1.0, 1.0]
     text = document.read_text()
     assert text.startswith("# Notes\n\n## Figures\n\nMade by `python -m tools.ablation --seeds 3 --write notes.md`")
     assert "old" not in text
-    assert f"| random | both | {figures.accuracy:.1f} |" in text
+    assert f"| trained | both | temperature 1 | {figures.accuracy:.1f} |" in text
     assert Path("notes.png").exists()
 
     assert ablation.main(arguments) == 0  # everything is read
+    assert document.read_text() == text
+    assert ablation.main([*arguments, "--finished"]) == 0
     assert document.read_text() == text
     assert len(small) == 1
 
@@ -220,9 +303,9 @@ def test_the_forecast_is_of_what_is_left_at_the_pace_so_far(tmp_path, monkeypatc
 
     monkeypatch.setattr(ablation.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr("datasets.synthetic.write_demo", lambda _: None)
-    monkeypatch.setattr(ablation, "measure_untrained", lambda *_: Figures(20.0, None))
+    monkeypatch.setattr(ablation, "measure_untrained", lambda *_: Figures(20.0))
     monkeypatch.setattr(ablation, "measure", measure)
-    settings = (Setting(math.inf, "both"), Setting(1.0, "2d"))
+    settings = (RELEASED, POINT_M2AE)
     monkeypatch.setattr(ablation, "SETTINGS", settings)
     kept = ablation.figures_file(tmp_path, settings[0].name, 1)
     kept.parent.mkdir(parents=True)
@@ -235,15 +318,15 @@ def test_the_forecast_is_of_what_is_left_at_the_pace_so_far(tmp_path, monkeypatc
         "2 of 3 runs done, about 10 minutes left",
         "3 of 3 runs done, about 0 minutes left",
     ]
-    runs = [Figures(40.0, 0.25), Figures(41.0, 0.25)]
-    assert table == {"untrained": [Figures(20.0, None)] * 2, settings[0]: runs, settings[1]: runs}
+    runs = {0: Figures(40.0, 0.25), 1: Figures(41.0, 0.25)}
+    assert table == {UNTRAINED: dict.fromkeys(runs, Figures(20.0)), RELEASED: runs, POINT_M2AE: runs}
 
 
 @pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
 def test_a_run_of_another_config_is_not_taken_for_this_one(small):
-    run = Path("experiments/ablation/temperature-inf-both/seed0")
+    run = Path("experiments/ablation/trained-both-temperature-1/seed0")
     run.mkdir(parents=True)
-    shutil.copy("cfgs/ablation.yaml", run / "config.yaml")  # of temperature 1
+    shutil.copy("cfgs/ablation.yaml", run / "config.yaml")  # without the setting
     with pytest.raises(ValueError, match=r"seed0 holds a run of another config; move it away"):
         ablation.main(["--seeds", "0"])
     assert small == []
@@ -254,4 +337,57 @@ def test_a_failed_run_ends_the_command_with_its_code(small, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         ablation.main(["--seeds", "0", "--quick"])
     assert stopped.value.code == 75
-    assert not list(Path("experiments/ablation-quick").glob("temperature*/*/figures.json"))
+    assert not list(Path("experiments/ablation-quick").glob("trained*/*/figures.json"))
+
+
+def test_without_a_run_to_compare_with_there_is_no_table(small):
+    with pytest.raises(ValueError, match="experiments/ablation has no finished run of"):
+        ablation.main(["--finished"])
+    assert small == []
+
+
+# ---- label efficiency ----
+
+
+@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
+def test_label_efficiency_probes_and_fine_tunes_what_was_pre_trained(small, monkeypatch, capsys):
+    tuning = {**CONFIGS["fine-tuning/scan"], "total_bs": 4}
+    write_config(Path(), "tuning", tuning)
+    monkeypatch.setattr(label_efficiency, "CONFIG", Path("cfgs/tuning.yaml"))
+    monkeypatch.setattr(label_efficiency, "STARTS", {"scratch": None, "I2P-MAE": RELEASED})
+    monkeypatch.setattr(label_efficiency, "UPDATES", 2)
+    write = write_scanobjectnn
+    monkeypatch.setattr(
+        "datasets.synthetic.write_scanobjectnn",
+        lambda root, train, **_: write(root, classes=CLASSES, train=train, test=2, num_points=POINTS),
+    )
+    document = Path("notes.md")
+    document.write_text("# Notes\n\n## Label efficiency\n")
+    arguments = ["--seeds", "3", "--labels", "2", "1", "--write", "notes.md"]
+    assert label_efficiency.main(arguments) == 0
+    text = document.read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert rows[0] == "| measure | start | 1 a class | 2 a class |"
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [
+        ["| linear SVM", "scratch"],
+        ["| linear SVM", "I2P-MAE"],
+        ["| fine-tuned", "scratch"],
+        ["| fine-tuned", "I2P-MAE"],
+    ]
+    assert Path("label-efficiency.png").exists()
+    modes = [next(flag for flag in ("--scratch_model", "--finetune_model", "") if flag in command) for command in small]
+    assert modes == ["--scratch_model"] * 2 + [""] + ["--finetune_model"] * 2
+    run = Path("experiments/label-efficiency/i2p-mae-2/seed3")
+    figures = json.loads((run / "figures.json").read_text())
+    assert figures["fine-tuned"] == json.loads((run / "results.json").read_text())["fine-tuning"]["final_accuracy"]
+    assert load_config(run / "config.yaml").dataset.train.ROOT == "data/label-efficiency/2-a-class/ScanObjectNN"
+    assert f"{figures['fine-tuned']:.1f}" in rows[5]
+
+    assert label_efficiency.main(arguments) == 0  # everything is read
+    assert (document.read_text(), len(small)) == (text, 5)
+
+
+def test_few_labels_make_as_many_updates():
+    for count, epochs in ((1, 250), (2, 125), (5, 50), (10, 25), (50, 5)):
+        config = label_efficiency.fine_tuning(count)
+        assert (config.total_bs, config.max_epoch + 1, config.scheduler.kwargs.epochs) == (15, epochs, epochs)

@@ -1,6 +1,7 @@
 """`python -m tools.train_teacher`: captions, shapes that nothing else uses, training, and the file that it writes."""
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,25 @@ def test_images_are_those_of_pre_training():
     assert torch.equal(small_clip.views_of(points, 16)[2, 1], images[5])
 
 
+def test_a_batch_has_each_class_once_and_an_epoch_each_shape():
+    batches = []
+
+    class Recorded(small_clip.Shapes):
+        def captions(self, chosen, rng):
+            batches.append(chosen.tolist())
+            return super().captions(chosen, rng)
+
+    names = ["knife", "mug", "lamp"]
+    shapes = Recorded(*small_clip.draw_shapes(names, 4, 0, "a test"))
+    tokenize = small_clip.Tokenizer(names)
+    model = small_clip.build_clip(SIZES, len(tokenize.tokens))
+    small_clip.train(model, tokenize, shapes, epochs=2, seed=0, device=torch.device("cpu"))
+    assert [[shape // 4 for shape in batch] for batch in batches] == [[0, 1, 2]] * 8
+    first, second = batches[:4], batches[4:]
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(12))
+    assert first != second
+
+
 @pytest.mark.slow
 def test_it_learns_to_tell_classes_apart():
     torch.manual_seed(0)
@@ -124,11 +144,11 @@ def test_it_learns_to_tell_classes_apart():
     tokenize = small_clip.Tokenizer(names)
     model = small_clip.build_clip(SIZES, len(tokenize.tokens))
     nn.init.normal_(model.token_embedding.weight, std=0.3)  # captions that differ from the start need fewer steps
-    losses = small_clip.train(model, tokenize, seen, epochs=40, batch_size=12, seed=0, device=cpu)
+    losses = small_clip.train(model, tokenize, seen, epochs=40, seed=0, device=cpu)
     assert losses[-1] < losses[0] - 0.2
-    assert small_clip.zero_shot_accuracy(model, tokenize, unseen, 12, cpu) > 90
+    assert small_clip.zero_shot_accuracy(model, tokenize, unseen, cpu) > 90
     wrong = unseen._replace(labels=1 - unseen.labels)
-    assert small_clip.zero_shot_accuracy(model, tokenize, wrong, 12, cpu) < 10
+    assert small_clip.zero_shot_accuracy(model, tokenize, wrong, cpu) < 10
 
 
 # The command

@@ -1,11 +1,11 @@
-"""`python -m tools.ablation`: what the 2D guidance of I2P-MAE does, measured small and with an untrained teacher.
+"""`python -m tools.ablation`: what the 2D guidance of I2P-MAE does, measured small, under a small teacher.
 
-On generated shapes it pre-trains with masks that follow the saliency less or more, and with either loss alone: each
-setting with every seed as a command of main.py. A linear SVM measures the encoders. A run that is finished is read
-instead of repeated, one that was interrupted is continued.
+On generated shapes it pre-trains under a teacher that has learned and one that has not, with either loss alone, with
+both in several balances, and with masks that follow the saliency less or more: each setting with every seed as a
+command of main.py. A linear SVM measures the encoders. A run that is finished is read instead of repeated, one that was
+interrupted is continued.
 """
 
-import argparse
 import json
 import logging
 import math
@@ -13,17 +13,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from easydict import EasyDict
 
-from tools.training.launch import launch, shown
+from tools.training.launch import run_or_read
 from tools.training.modes import EXPERIMENTS, PRE_TRAINING
 from utils.command import Parser, add_seeds, run_command
 from utils.config import load_config, save_config
 from utils.files import atomic_write, make_folder
 from utils.logger import setup_logger
-from utils.tables import format_table, markdown_table
+from utils.tables import format_table, markdown_table, read_text, replace_section
 
 # What imports PyTorch or Matplotlib, which takes seconds, is imported where it is used.
 
@@ -32,80 +32,133 @@ logger = logging.getLogger(__name__)
 CONFIG = Path("cfgs/demo/ablation.yaml")
 DATA = Path("data/ablation")
 EXPECTED_SECONDS = {False: 170, True: 50}  # of a run on two idle cores, quick or not
-HEADING = "## Figures\n"
-HEADERS = ("mask", "losses", "linear SVM, %", "seeds", "saliency held by visible tokens, %")
+HEADING = "Figures"
+HEADERS = (
+    "teacher",
+    "losses",
+    "mask",
+    "linear SVM, %",
+    "seeds",
+    "beside the released setting",
+    "gradient of 3D : 2D, at first",
+    "at the end",
+    "saliency held by visible tokens, %",
+)
+SHAPES_OF_GRADIENTS = 32
+UNTRAINED = "untrained encoder"
 
 
 class Setting(NamedTuple):
-    """How to pre-train; the arguments of `I2P_MAE`."""
+    """How to pre-train.
 
-    mask_temperature: float
+    Attributes:
+        teacher: "trained", the one of the config, or "untrained", the same tower at random.
+        losses, mask_temperature: arguments of `I2P_MAE`.
+        weight_3d: the 3D loss's in the sum of both; the 2D loss has 1.
+    """
+
+    teacher: str
     losses: str
+    mask_temperature: float = 1.0
+    weight_3d: float = 1.0
 
     @property
     def name(self) -> str:
         """Of its config and its folder of runs."""
-        return f"temperature-{self.mask_temperature:g}-{self.losses}"
+        weight = f"-weight-{self.weight_3d:g}" if self.weight_3d != 1 else ""
+        return f"{self.teacher}-{self.losses}{weight}-temperature-{self.mask_temperature:g}"
 
     @property
-    def mask(self) -> str:
-        """In words."""
-        return "random" if math.isinf(self.mask_temperature) else f"temperature {self.mask_temperature:g}"
+    def words(self) -> tuple[str, str, str]:
+        """Teacher, losses and mask, as the table says them."""
+        weight = f", 3D × {self.weight_3d:g}" if self.weight_3d != 1 else ""
+        mask = "random" if math.isinf(self.mask_temperature) else f"temperature {self.mask_temperature:g}"
+        return ("none" if self == POINT_M2AE else self.teacher), self.losses + weight, mask
+
+    def of(self, config: EasyDict) -> dict[str, Any]:
+        """The config with this setting."""
+        clip = dict(config.model.clip_config)
+        if self.teacher == "untrained":
+            clip["pretrained"] = "untrained"
+        model = {"losses": self.losses, "mask_temperature": self.mask_temperature}
+        return {
+            **config,
+            "model": {**config.model, **model, "loss_weights": [self.weight_3d, 1.0], "clip_config": clip},
+        }
 
 
-TEMPERATURES = (math.inf, 1.0, 0.1, 0.01, 0.001)
-SETTINGS = (*(Setting(temperature, "both") for temperature in TEMPERATURES), Setting(1.0, "3d"), Setting(1.0, "2d"))
-UNTRAINED = "untrained"
+POINT_M2AE = Setting("untrained", "3d", math.inf)  # what its teacher says reaches neither mask nor loss
+RELEASED = Setting("trained", "both")
+SETTINGS = (
+    POINT_M2AE,
+    Setting("untrained", "2d"),
+    Setting("untrained", "both"),
+    Setting("trained", "2d"),
+    RELEASED,
+    *(Setting("trained", "both", weight_3d=weight) for weight in (0.1, 0.01)),
+    *(Setting("trained", "both", temperature) for temperature in (math.inf, 0.01, 0.003)),
+)
 
 
 class Figures(NamedTuple):
-    """What a run comes to: accuracy of the linear SVM in percent, share of the saliency that visible tokens held."""
+    """What a run comes to.
+
+    Attributes:
+        accuracy: of the linear SVM, in percent.
+        visible_saliency: share of the saliency that visible tokens held in the last epoch.
+        gradients: norms of the gradients of loss_3d and loss_2d, {"first": …, "last": …}.
+    """
 
     accuracy: float
-    visible_saliency: float | None
+    visible_saliency: float | None = None
+    gradients: dict[str, dict[str, float]] | None = None
+
+
+Table = dict[Setting | str, dict[int, Figures]]  # setting → seed → figures
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every setting with every seed; print the table and write it with a picture."""
     parser = Parser(prog="python -m tools.ablation", description=__doc__.split("\n\n")[0])
-    add_seeds(parser, [0, 1, 2], "one run each (default: 0 1 2)")
+    add_seeds(parser, [0, 1, 2, 3, 4], "one run each (default: 0 1 2 3 4)")
     parser.add_argument("--quick", action="store_true", help="one epoch a run: to see that it works")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the figures under '## Figures' of a document")
+    parser.add_argument("--finished", action="store_true", help="start no run: figures of those that are finished")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help=f"put the figures under '## {HEADING}' of a document"
+    )
     args = parser.parse_args(argv)
     setup_logger(None)
     if args.write:
         try:
-            read_text(args.write)  # fails now rather than after the runs
+            read_text(args.write, HEADING)  # fails now rather than after the runs
         except (ValueError, OSError) as error:
             parser.error(f"--write: {error}")
     folder = EXPERIMENTS / ("ablation-quick" if args.quick else "ablation")
     config = load_config(CONFIG)
     if args.quick:
         config.max_epoch = 0
-    table = measure_all(config, args.seeds, folder, EXPECTED_SECONDS[args.quick])
-    rows = summarise(table)
-    print(f"\n{format_table(rows, HEADERS)}\n")
+    if args.finished:
+        table = read_all(config, args.seeds, folder)
+    else:
+        table = measure_all(config, args.seeds, folder, EXPECTED_SECONDS[args.quick])
+    print(f"\n{format_table(summarise(table), HEADERS)}\n")
     draw(table, folder / "ablation.png")
     print(f"picture  {folder / 'ablation.png'}")
     if args.write:
-        write(args.write, table, args)
+        flags = f"--seeds {' '.join(map(str, args.seeds))}{' --quick' if args.quick else ''} --write {args.write}"
+        write(args.write, table, flags)
         print(f"written  {args.write}")
     return 0
 
 
-def measure_all(
-    config: EasyDict, seeds: Sequence[int], folder: Path, expected_seconds: float
-) -> dict[Setting | str, list[Figures]]:
-    """Measure the untrained encoder and every setting.
+def measure_all(config: EasyDict, seeds: Sequence[int], folder: Path, expected_seconds: float) -> Table:
+    """Measure the untrained encoder and every setting; all settings with a seed before the next seed.
 
     Args:
-        config: of the setting of temperature 1 with both losses.
+        config: of the released setting.
         seeds: of each setting.
         folder: of the runs, within `EXPERIMENTS`.
         expected_seconds: of a run, for the first forecast.
-
-    Returns:
-        The figures of each seed.
     """
     from datasets.synthetic import write_demo
 
@@ -116,17 +169,30 @@ def measure_all(
         "%d of %d runs to do: about %.0f minutes on two idle cores", to_do, total, to_do * expected_seconds / 60
     )
     write_demo(DATA)
-    table: dict[Setting | str, list[Figures]] = {UNTRAINED: [measure_untrained(config, seed, folder) for seed in seeds]}
+    table: Table = {UNTRAINED: {seed: measure_untrained(config, seed, folder) for seed in seeds}}
+    table.update({setting: {} for setting in SETTINGS})
     began, done = time.perf_counter(), 0
-    for setting in SETTINGS:
-        table[setting] = []
-        for seed in seeds:
+    for seed in seeds:
+        for setting in SETTINGS:
             new = not figures_file(folder, setting.name, seed).exists()
-            table[setting].append(measure(config, setting, seed, folder))
+            table[setting][seed] = measure(config, setting, seed, folder)
             if new:
                 done += 1
                 left = (to_do - done) * (time.perf_counter() - began) / done / 60
                 logger.info("%d of %d runs done, about %.0f minutes left", done, to_do, left)
+    return table
+
+
+def read_all(config: EasyDict, seeds: Sequence[int], folder: Path) -> Table:
+    """Read the figures of the runs that are finished; ValueError if the released setting or the untrained has none."""
+    table: Table = {}
+    for key in (UNTRAINED, *SETTINGS):
+        name, own = (key, config) if isinstance(key, str) else (key.name, reloaded(key, config, folder))
+        found = {seed: read_figures(figures_file(folder, name, seed), own) for seed in seeds}
+        if runs := {seed: figures for seed, figures in found.items() if figures}:
+            table[key] = runs
+    if missing := {UNTRAINED, RELEASED} - set(table):
+        raise ValueError(f"{folder} has no finished run of {missing.pop()}, beside which the others are seen")
     return table
 
 
@@ -139,26 +205,24 @@ def measure(config: EasyDict, setting: Setting, seed: int, folder: Path) -> Figu
     """
     from models import build_model
     from tools.evaluation.features import calibrated_svm_accuracy, without_teacher
-    from tools.training.run import Run
     from utils.checkpoint import load_weights
+    from utils.seed import seed_everything
 
-    source = folder / f"{setting.name}.yaml"
-    save_config({**config, "model": {**config.model, **setting._asdict()}}, source)
-    config = load_config(source)
+    config = reloaded(setting, config, folder)
     file = figures_file(folder, setting.name, seed)
-    run = file.parent
     if found := read_figures(file, config):
         return found
-    if not (run / "results.json").exists():
-        command = ["--config", str(source), "--exp_name", run.name, "--seed", str(seed), "--num_workers", "0"]
-        command += ["--resume"] if Run(run, PRE_TRAINING, {}).resumable else []
-        print(f"\n$ {shown(command)}", flush=True)
-        if code := launch(command):
-            raise SystemExit(code)
+    run = file.parent
+    run_or_read(run, ["--config", str(folder / f"{setting.name}.yaml"), "--exp_name", run.name], seed)
+    seed_everything(seed)
+    with_teacher = build_model(config.model)
+    gradients = {"first": gradients_of(with_teacher, config)}
+    load_weights(with_teacher, run / "ckpt-last.pth", strict=True)
+    gradients["last"] = gradients_of(with_teacher, config)
     model = build_model(without_teacher(config.model))
     load_weights(model, run / "ckpt-last.pth", strict=True)
     history = json.loads((run / "results.json").read_text())[PRE_TRAINING]["history"]
-    return keep(file, Figures(calibrated_svm_accuracy(model, config), history[-1]["visible_saliency"]))
+    return keep(file, Figures(calibrated_svm_accuracy(model, config), history[-1]["visible_saliency"], gradients))
 
 
 def measure_untrained(config: EasyDict, seed: int, folder: Path) -> Figures:
@@ -173,7 +237,26 @@ def measure_untrained(config: EasyDict, seed: int, folder: Path) -> Figures:
     make_folder(file.parent)
     save_config(config, file.with_name("config.yaml"))
     seed_everything(seed)
-    return keep(file, Figures(calibrated_svm_accuracy(build_model(without_teacher(config.model)), config), None))
+    return keep(file, Figures(calibrated_svm_accuracy(build_model(without_teacher(config.model)), config)))
+
+
+def gradients_of(model: Any, config: EasyDict) -> dict[str, float]:
+    """Norms of the losses' gradients on some shapes of the training split, always the same."""
+    import torch
+
+    from datasets import build_dataset
+    from tools.evaluation.gradients import gradient_norms
+
+    shapes = build_dataset(config.dataset.train)
+    chosen = torch.linspace(0, len(shapes) - 1, min(SHAPES_OF_GRADIENTS, len(shapes))).long().tolist()
+    return gradient_norms(model, torch.stack([shapes[i][0] for i in chosen]))
+
+
+def reloaded(setting: Setting, config: EasyDict, folder: Path) -> EasyDict:
+    """Write the config of a setting into the folder of all runs; returns it as it is read from there."""
+    source = folder / f"{setting.name}.yaml"
+    save_config(setting.of(config), source)
+    return load_config(source)
 
 
 def figures_file(folder: Path, name: str, seed: int) -> Path:
@@ -196,15 +279,25 @@ def keep(file: Path, figures: Figures) -> Figures:
     return figures
 
 
-def summarise(table: dict[Setting | str, list[Figures]]) -> list[list[str]]:
-    """Rows of the table, as `HEADERS` says: mean ± standard deviation, and the accuracy of each seed."""
+def summarise(table: Table) -> list[list[str]]:
+    """Rows of the table, as `HEADERS` says."""
+    released = table[RELEASED]
     rows = []
     for setting, runs in table.items():
-        mask, losses = (setting.mask, setting.losses) if isinstance(setting, Setting) else (setting, "–")
-        accuracies = [run.accuracy for run in runs]
-        shares = [100 * run.visible_saliency for run in runs if run.visible_saliency is not None]
-        each = " ".join(f"{accuracy:.1f}" for accuracy in accuracies)
-        rows.append([mask, losses, _spread(accuracies), each, _spread(shares) if shares else "–"])
+        words = setting.words if isinstance(setting, Setting) else (setting, "–", "–")
+        accuracies = [run.accuracy for run in runs.values()]
+        differences = [run.accuracy - released[seed].accuracy for seed, run in runs.items() if seed in released]
+        shares = [100 * run.visible_saliency for run in runs.values() if run.visible_saliency is not None]
+        rows.append(
+            [
+                *words,
+                _spread(accuracies),
+                " ".join(f"{accuracy:.1f}" for accuracy in accuracies),
+                "–" if setting == RELEASED else _difference(differences),
+                *(_gradients(list(runs.values()), when) for when in ("first", "last")),
+                _spread(shares) if shares else "–",
+            ]
+        )
     return rows
 
 
@@ -213,8 +306,25 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.pstdev(values):.1f}" if len(values) > 1 else mean
 
 
-def draw(table: dict[Setting | str, list[Figures]], path: Path) -> None:
-    """Write a PNG: accuracy and saliency against the mask, accuracy against the losses.
+def _difference(values: Sequence[float]) -> str:
+    """Mean of the differences of runs with the same seed, ± its standard error."""
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):+.1f}"
+    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else mean
+
+
+def _gradients(runs: Sequence[Figures], when: str) -> str:
+    """Norms of the gradients of the 3D and the 2D loss, the mean over the runs; – for one that does not act."""
+    found = [run.gradients[when] for run in runs if run.gradients]
+    if not found:
+        return "–"
+    norms = [[of_run[name] for of_run in found if name in of_run] for name in ("loss_3d", "loss_2d")]
+    return " : ".join(f"{statistics.fmean(values):.2g}" if values else "–" for values in norms)
+
+
+def draw(table: Table, path: Path) -> None:
+    """Write a PNG: accuracy of every setting, and the saliency that masks hold against the temperature.
 
     Bars are standard deviations, dots the seeds, dashes the untrained encoder.
     """
@@ -223,49 +333,31 @@ def draw(table: dict[Setting | str, list[Figures]], path: Path) -> None:
 
     from tools.evaluation.figures import save_figure
 
-    runs = {setting: runs for setting, runs in table.items() if isinstance(setting, Setting)}
-    masks = {s.mask.removeprefix("temperature "): found for s, found in runs.items() if s.losses == "both"}
-    losses = {s.losses: found for s, found in runs.items() if s.mask == "temperature 1"}
-    panels = [
-        ("linear SVM, %", "mask temperature", masks, lambda run: run.accuracy),
-        ("saliency held by visible tokens, %", "mask temperature", masks, lambda run: 100 * run.visible_saliency),
-        ("linear SVM, %", "losses", losses, lambda run: run.accuracy),
-    ]
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.5))
-    for axis, (title, label, columns, value) in zip(axes, panels, strict=True):
-        values = [[value(run) for run in found] for found in columns.values()]
-        places = range(len(values))
-        for place, of_seeds in zip(places, values, strict=True):
-            axis.plot([place] * len(of_seeds), of_seeds, ".", color="lightgrey")
-        axis.errorbar(places, [np.mean(v) for v in values], [np.std(v) for v in values], fmt="o", capsize=4)
-        if "SVM" in title:
-            axis.axhline(np.mean([run.accuracy for run in table[UNTRAINED]]), linestyle="--", color="grey")
-        axis.set_xticks(places, list(columns))
-        axis.margins(x=0.15)
-        axis.set(title=title, xlabel=label)
+    settings = {s: list(runs.values()) for s, runs in table.items() if isinstance(s, Setting)}
+    figure, axis = plt.subplots(figsize=(9, 0.55 * len(settings) + 1.5))
+    for place, runs in enumerate(settings.values()):
+        axis.plot([run.accuracy for run in runs], [place] * len(runs), ".", color="darkgrey")
+    values = [[run.accuracy for run in runs] for runs in settings.values()]
+    axis.errorbar(
+        [np.mean(v) for v in values], range(len(values)), xerr=[np.std(v) for v in values], fmt="o", capsize=4
+    )
+    axis.axvline(np.mean([run.accuracy for run in table[UNTRAINED].values()]), linestyle="--", color="grey")
+    axis.set_yticks(range(len(values)), [" | ".join(setting.words) for setting in settings])
+    axis.invert_yaxis()
+    axis.set(xlabel="linear SVM, %", title="teacher | losses | mask")
     save_figure(figure, path)
 
 
-def read_text(document: Path) -> str:
-    """Return what a document says before its figures; ValueError if it has no heading for them."""
-    text, heading, _ = document.read_text(encoding="utf-8").partition(HEADING)
-    if not heading:
-        raise ValueError(f"{document} has no line '{HEADING.strip()}', under which the figures go; add it")
-    return text
-
-
-def write(document: Path, table: dict[Setting | str, list[Figures]], args: argparse.Namespace) -> None:
-    """Replace all that follows the heading of a document by the table, and the picture beside it."""
+def write(document: Path, table: Table, flags: str) -> None:
+    """Replace what stands under the heading of a document by the table, and the picture beside it."""
     picture = document.with_suffix(".png")
     draw(table, picture)
-    flags = f"--seeds {' '.join(map(str, args.seeds))}{' --quick' if args.quick else ''} --write {document}"
     parts = [
-        f"Made by `python -m tools.ablation {flags}`; mean ± standard deviation over the seeds.",
+        f"Made by `python -m tools.ablation {flags}`.",
         markdown_table(summarise(table), HEADERS),
-        f"![accuracy and saliency against mask and losses]({picture.name})",
+        f"![accuracy of each setting]({picture.name})",
     ]
-    with atomic_write(document) as file:
-        file.write((read_text(document) + HEADING + "\n" + "\n\n".join(parts) + "\n").encode())
+    replace_section(document, HEADING, "\n\n".join(parts))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -79,9 +80,10 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         shapes = unseen_or_seen(config, loader.dataset, args.seed, SHAPES_DRAWN)  # fails now rather than at the end
         network = parallel(model, args)
         augment = AUGMENTATIONS[config["augmentation"]]
+        weights = getattr(model, "loss_weights", {})  # of a model with several losses
 
         def step(points: Tensor, labels: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-            return over_all_processes(network(augment(points, generator)), model.num_tokens)
+            return over_all_processes(network(augment(points, generator)), model.num_tokens, weights)
 
         def evaluate() -> float:
             features = svm_features(model, loaders, device, seen_points(config))
@@ -105,7 +107,9 @@ def mode_of(args: Namespace) -> str:
     return MODE
 
 
-def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, Tensor]:
+def over_all_processes(
+    values: dict[str, Tensor], num_tokens: int, weights: Mapping[str, float] | None = None
+) -> dict[str, Tensor]:
     """Weigh the losses so that their mean over the processes is the mean over all tokens of the global batch.
 
     `loss_3d` and `loss_2d` are means over the masked or visible tokens of this process, whose number varies a little. A
@@ -115,9 +119,10 @@ def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, 
     Args:
         values: what a pre-training model returned.
         num_tokens: tokens in a cloud among which the model counts the visible ones.
+        weights: of a loss in the sum; 1 where none is given.
 
     Returns:
-        The values, with weighted losses. In a single process they are what they were.
+        The values, with losses weighed so. In a single process they are what they were.
     """
     if world_size() == 1 or values.keys().isdisjoint(("loss_3d", "loss_2d")):
         return values
@@ -126,4 +131,4 @@ def over_all_processes(values: dict[str, Tensor], num_tokens: int) -> dict[str, 
     masked, masked_everywhere = num_tokens - visible, (num_tokens - everywhere).clamp_min(1e-6)  # if none is: 0 / 1e-6
     shares = {"loss_3d": masked / masked_everywhere, "loss_2d": visible / everywhere}
     weighted = {name: share * values[name] for name, share in shares.items() if name in values}
-    return {**values, **weighted, "loss": sum(weighted.values())}
+    return {**values, **weighted, "loss": sum((weights or {}).get(name, 1.0) * loss for name, loss in weighted.items())}

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # what imports PyTorch, which takes seconds, is imported wher
 logger = logging.getLogger(__name__)
 
 EMBED_DIM, PATCH_SIZE, HEAD_WIDTH = 64, 8, 32
-BATCH_SIZE = 96
 SHAPES_DRAWN = 6
 PACKAGES = ("torch", "open_clip_torch", "numpy")
 
@@ -86,9 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     sizes = tower_sizes(args)
     tokenize = small_clip.Tokenizer(args.classes)
     model = small_clip.build_clip(sizes, len(tokenize.tokens)).to(device)
-    losses = small_clip.train(model, tokenize, train, args.epochs, BATCH_SIZE, args.seed, device)
+    losses = small_clip.train(model, tokenize, train, args.epochs, args.seed, device)
     logger.info("loss of the first epoch %.3f, of the last %.3f", losses[0], losses[-1])
-    accuracy = small_clip.zero_shot_accuracy(model, tokenize, test, BATCH_SIZE, device)
+    accuracy = small_clip.zero_shot_accuracy(model, tokenize, test, device)
     about = {
         "command": shlex.join(["python", "-m", "tools.train_teacher", *(sys.argv[1:] if argv is None else argv)]),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

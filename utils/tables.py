@@ -1,6 +1,9 @@
-"""Rows as text and as Markdown."""
+"""Rows as text and as Markdown, and the place of a table in a document."""
 
 from collections.abc import Sequence
+from pathlib import Path
+
+from utils.files import atomic_write
 
 
 def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
@@ -31,3 +34,24 @@ def format_table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> st
 def markdown_table(rows: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     """Lay out rows as a Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (headers, ["---"] * len(headers), *rows))
+
+
+def read_text(document: Path, heading: str) -> tuple[str, str]:
+    """Return what a document says before and after a section of the second level.
+
+    Raises:
+        ValueError: if the document has no such heading.
+    """
+    line = f"## {heading}\n"
+    before, found, after = document.read_text(encoding="utf-8").partition(line)
+    if not found:
+        raise ValueError(f"{document} has no line '{line.strip()}', under which the figures go; add it")
+    _, next_heading, rest = after.partition("\n## ")
+    return before, f"{next_heading}{rest}"
+
+
+def replace_section(document: Path, heading: str, text: str) -> None:
+    """Put a text, without final newline, in the place of a section's; the document is whole at any time."""
+    before, after = read_text(document, heading)
+    with atomic_write(document) as file:
+        file.write(f"{before}## {heading}\n\n{text}\n{after}".encode())

@@ -98,11 +98,11 @@ def without_teacher(model_config: dict[str, Any]) -> dict[str, Any]:
     return {**model_config, "clip_config": {"visual_encoder": None, "feat_dim": feature_width(teacher)}}
 
 
-def calibrated_svm_accuracy(model: nn.Module, config: dict[str, Any]) -> float:
+def calibrated_svm_accuracy(model: nn.Module, config: dict[str, Any], C: float | None = None) -> float:
     """Accuracy of a linear SVM on frozen features, the same way for trained and untrained encoders.
 
     BatchNorm statistics are calibrated and features standardised on the labelled training clouds, and C is chosen by
-    cross-validation on them.
+    cross-validation on them, unless it is given.
     """
     device = choose_device()
     model = model.to(device)
@@ -112,5 +112,6 @@ def calibrated_svm_accuracy(model: nn.Module, config: dict[str, Any]) -> float:
     calibrate_batchnorm(model, model.encode, train, device)
     train_x, train_y, test_x, test_y = svm_features(model, (train, test), device)
     train_x, test_x = standardise(train_x, test_x)
-    C, _ = choose_C(train_x, train_y)
+    if C is None:
+        C, _ = choose_C(train_x, train_y)
     return linear_svm_accuracy(train_x, train_y, test_x, test_y, C)

@@ -17,6 +17,7 @@ from utils.logger import progress
 
 # Collections of shapes that no data set is written from, so that no evaluation sees them.
 TRAIN, TEST = "teacher/train", "teacher/test"
+BATCH_SIZE = 96  # of an evaluation
 POINTS = 512  # as many as the demo pre-trains on
 CONTEXT = 32  # tokens of a caption
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS = 64, 2, 2
@@ -93,21 +94,20 @@ def train(
     tokenize: Tokenizer,
     shapes: Shapes,
     epochs: int,
-    batch_size: int,
     seed: int,
     device: torch.device,
 ) -> list[float]:
     """Train a CLIP to tell which caption belongs to which image.
 
     An epoch shows each shape once, stretched and shifted as in pre-training, from one of the three sides, with a
-    caption that is drawn anew.
+    caption that is drawn anew. A batch has one shape of each class: two of one class, whose captions may be the same,
+    would each be a wrong answer to the other.
 
     Args:
         model: on `device`, left in training mode.
         tokenize: numbers as many tokens as it has.
-        shapes: what it learns from.
+        shapes: what it learns from, as many of each class.
         epochs: at least 1.
-        batch_size: images that are told apart at once.
         seed: of all draws.
         device: where it is trained.
 
@@ -117,13 +117,14 @@ def train(
     draw, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     loss_of = open_clip.ClipLoss()
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    total = epochs * -(-len(shapes.clouds) // batch_size)
+    of_class = [(shapes.labels == label).nonzero().squeeze(1) for label in range(len(shapes.names))]
+    total = epochs * len(of_class[0])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total, pct_start=WARM_UP)
     model.train()
     losses = []
     for _ in progress(range(epochs), "training"):
         seen = []
-        for chosen in torch.randperm(len(shapes.clouds), generator=draw).split(batch_size):
+        for chosen in torch.stack([members[torch.randperm(len(members), generator=draw)] for members in of_class], 1):
             images = views_of(scale_and_translate(shapes.points(chosen), draw).to(device), model.visual.image_size[0])
             side = torch.randint(len(VIEWS), (len(chosen),), generator=draw).to(device)
             images = images[side, torch.arange(len(chosen), device=device)]
@@ -147,23 +148,20 @@ def views_of(points: Tensor, image_size: int) -> Tensor:
 
 
 @torch.no_grad()
-def zero_shot_accuracy(
-    model: open_clip.CLIP, tokenize: Tokenizer, shapes: Shapes, batch_size: int, device: torch.device
-) -> float:
+def zero_shot_accuracy(model: open_clip.CLIP, tokenize: Tokenizer, shapes: Shapes, device: torch.device) -> float:
     """Share of shapes, in percent, whose class is the one whose captions are nearest to the shape's three images.
 
     Args:
         model: on `device`; used in evaluation mode.
         tokenize: the one that it was trained with.
         shapes: which the model has not been trained on.
-        batch_size: shapes at once.
         device: where the model is.
     """
     was_training = model.training
     model.eval()
     classes: Any = open_clip.build_zero_shot_classifier(model, tokenize, shapes.names, TEMPLATES, device=device)
     right = 0
-    for chosen in torch.arange(len(shapes.clouds)).split(batch_size):
+    for chosen in torch.arange(len(shapes.clouds)).split(BATCH_SIZE):
         images = views_of(shapes.points(chosen).to(device), model.visual.image_size[0])
         features = F.normalize(model.encode_image(images.flatten(0, 1)), dim=-1)
         scores = (features @ classes).unflatten(0, (len(VIEWS), -1)).mean(0)  # (B, classes)
