@@ -18,10 +18,6 @@ def _point_mae(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _act(state: Mapping[str, Tensor]) -> str | None:
-    return "an ACT pre-training model" if any(key.startswith("ACT_decoder.") for key in state) else None
-
-
-def _act(state: Mapping[str, Tensor]) -> str | None:
     if any(key.startswith("ACT_decoder.") for key in state):
         return "an ACT pre-training model"
     return "an ACT autoencoder" if "visual_embed.1.weight" in state else None

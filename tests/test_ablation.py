@@ -13,7 +13,7 @@ import main
 from datasets.synthetic import write_scanobjectnn, write_shapenet
 from models import check_model_config
 from models.masking import draw_mask
-from tests.playground import CLASSES, CONFIGS, POINTS, SCAN_DATA, SHAPENET, write_config
+from tests.playground import CLASSES, CONFIGS, ENCODER, POINTS, SCAN_DATA, SHAPENET, write_config
 from tests.test_pretraining_models import UNUSED, drawn_mask, i2p_mae, points, without_gradient  # noqa: F401
 from tools import ablation, label_efficiency
 from tools.ablation import POINT_M2AE, RELEASED, SETTINGS, UNTRAINED, Figures, Setting, draw, summarise
@@ -48,7 +48,7 @@ def test_losses_are_weighed_in_the_sum_and_shown_as_they_are(points):  # noqa: F
     for name in ("loss_3d", "loss_2d"):
         assert torch.equal(plain[name], weighed[name])
     assert torch.equal(plain["loss"], i2p_mae().eval()(points, mask)["loss"])
-    assert weighed["loss"] == pytest.approx(float(0.25 * plain["loss_3d"] + 3 * plain["loss_2d"]))
+    assert weighed["loss"].item() == pytest.approx(0.25 * plain["loss_3d"].item() + 3 * plain["loss_2d"].item())
     alone = i2p_mae(losses="2d", loss_weights=[0.25, 3.0]).eval()(points, mask)
     assert alone["loss"] == 3 * alone["loss_2d"]
 
@@ -62,7 +62,7 @@ def test_weights_that_are_no_two_positive_numbers_are_refused(weights):
 
 
 def test_gradient_norms_are_of_each_loss_alone_without_its_head(points):  # noqa: F811
-    model = i2p_mae()
+    model = i2p_mae(drop_path_rate=0.0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     norms = gradient_norms(model, points, seed=3)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -333,7 +333,7 @@ def test_a_run_of_another_config_is_not_taken_for_this_one(small):
 
 
 def test_a_failed_run_ends_the_command_with_its_code(small, monkeypatch):
-    monkeypatch.setattr(ablation, "launch", lambda command: 75)
+    monkeypatch.setattr("tools.training.launch.launch", lambda command: 75)
     with pytest.raises(SystemExit) as stopped:
         ablation.main(["--seeds", "0", "--quick"])
     assert stopped.value.code == 75
@@ -351,7 +351,9 @@ def test_without_a_run_to_compare_with_there_is_no_table(small):
 
 @pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
 def test_label_efficiency_probes_and_fine_tunes_what_was_pre_trained(small, monkeypatch, capsys):
-    tuning = {**CONFIGS["fine-tuning/scan"], "total_bs": 4}
+    model = {"NAME": "I2P_MAE_ScanObjectNN", **ENCODER, "num_classes": len(CLASSES)}
+    data = {split: SCAN_DATA[f"svm_{split}"] for split in ("train", "test")}
+    tuning = {**CONFIGS["fine-tuning/modelnet"], "model": model, "dataset": data, "total_bs": 4}
     write_config(Path(), "tuning", tuning)
     monkeypatch.setattr(label_efficiency, "CONFIG", Path("cfgs/tuning.yaml"))
     monkeypatch.setattr(label_efficiency, "STARTS", {"scratch": None, "I2P-MAE": RELEASED})

@@ -185,6 +185,7 @@ def measure_all(config: EasyDict, seeds: Sequence[int], folder: Path, expected_s
 
 def read_all(config: EasyDict, seeds: Sequence[int], folder: Path) -> Table:
     """Read the figures of the runs that are finished; ValueError if the released setting or the untrained has none."""
+    make_folder(folder)
     table: Table = {}
     for key in (UNTRAINED, *SETTINGS):
         name, own = (key, config) if isinstance(key, str) else (key.name, reloaded(key, config, folder))

@@ -132,7 +132,7 @@ def measure(start: str, checkpoint: Path | None, config: EasyDict, count: int, s
     if file.exists():
         return json.loads(file.read_text())
     begin = ["--finetune_model", "--ckpts", str(checkpoint)] if checkpoint else ["--scratch_model"]
-    epochs = load_config(source).max_epoch
+    epochs = load_config(source).max_epoch + 1
     run_or_read(run, ["--config", str(source), "--exp_name", run.name, "--val_freq", str(epochs), *begin], seed)
     modes = json.loads((run / "results.json").read_text())
     (tuned,) = (found["final_accuracy"] for found in modes.values())
