@@ -196,7 +196,7 @@ def draw(table: Table, path: Path) -> None:
         for start in STARTS:
             by_count = {count: list(found.values()) for count, found in table[measured, start].items()}
             means = [statistics.fmean(values) for values in by_count.values()]
-            axis.errorbar(by_count, means, [statistics.pstdev(v) for v in by_count.values()], capsize=3, label=start)
+            axis.errorbar([*by_count], means, [statistics.pstdev(v) for v in by_count.values()], capsize=3, label=start)
         axis.set_xscale("log")
         axis.set_xticks(list(by_count), [str(count) for count in by_count])
         axis.minorticks_off()
