@@ -377,8 +377,8 @@ def test_label_efficiency_probes_and_fine_tunes_what_was_pre_trained(small, monk
         ["| fine-tuned", "I2P-MAE"],
     ]
     assert Path("label-efficiency.png").exists()
-    modes = [next(flag for flag in ("--scratch_model", "--finetune_model", "") if flag in command) for command in small]
-    assert modes == ["--scratch_model"] * 2 + [""] + ["--finetune_model"] * 2
+    modes = [next((flag for flag in command if flag.endswith("_model")), "pre-train") for command in small]
+    assert modes == ["--scratch_model"] * 2 + ["pre-train"] + ["--finetune_model"] * 2
     run = Path("experiments/label-efficiency/i2p-mae-2/seed3")
     figures = json.loads((run / "figures.json").read_text())
     assert figures["fine-tuned"] == json.loads((run / "results.json").read_text())["fine-tuning"]["final_accuracy"]
