@@ -16,8 +16,9 @@ from models.masking import draw_mask
 from tests.playground import CLASSES, CONFIGS, ENCODER, POINTS, SCAN_DATA, SHAPENET, write_config
 from tests.test_pretraining_models import UNUSED, drawn_mask, i2p_mae, points, without_gradient  # noqa: F401
 from tools import ablation, label_efficiency
-from tools.ablation import POINT_M2AE, RELEASED, SETTINGS, UNTRAINED, Figures, Setting, draw, summarise
+from tools.ablation import SETTINGS, draw, summarise
 from tools.evaluation.gradients import gradient_norms
+from tools.evaluation.guidance import POINT_M2AE, RELEASED, UNTRAINED, Figures, Setting
 from utils.config import load_config, save_config
 from utils.tables import read_text, replace_section
 
@@ -243,7 +244,7 @@ def small(tmp_path, monkeypatch):
         write_shapenet("data", classes=CLASSES, train=4, test=1, num_points=128)
         write_scanobjectnn("data", classes=CLASSES, train=4, test=3, num_points=POINTS)
 
-    monkeypatch.setattr(ablation, "CONFIG", Path("cfgs/ablation.yaml"))
+    monkeypatch.setattr("tools.evaluation.guidance.CONFIG", Path("cfgs/ablation.yaml"))
     monkeypatch.setattr(ablation, "SETTINGS", (RELEASED,))
     monkeypatch.setattr("datasets.synthetic.write_demo", write_demo)
     monkeypatch.setattr("tools.training.launch.launch", launch)

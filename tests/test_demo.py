@@ -35,8 +35,7 @@ def config(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def model(config) -> torch.nn.Module:
-    with pytest.warns(UserWarning, match="untrained"):
-        return build_model(config.model)
+    return build_model(config.model)
 
 
 def test_probe_is_an_accuracy_and_leaves_the_weights(config, model):
@@ -46,7 +45,6 @@ def test_probe_is_an_accuracy_and_leaves_the_weights(config, model):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-@pytest.mark.filterwarnings("ignore:the 2D teacher is untrained")
 def test_a_seed_runs_every_step_and_reports_the_final_accuracies(config, model, tmp_path, monkeypatch):
     """Each step is replaced by a folder with results, and each probe by the sum of the encoder's weights."""
     commands = []

@@ -14,7 +14,7 @@ from typing import Any
 
 from easydict import EasyDict
 
-from tools import ablation
+from tools.evaluation import guidance
 from tools.training.launch import run_or_read
 from tools.training.modes import EXPERIMENTS
 from utils.command import Parser, add_seeds, integer_from, run_command
@@ -32,10 +32,10 @@ DATA = Path("data/label-efficiency")
 FOLDER = EXPERIMENTS / "label-efficiency"
 TEST_SHAPES = 40  # of each class, those of the demo
 UPDATES = 250  # of a fine-tuning, about: whole epochs
-STARTS: dict[str, ablation.Setting | None] = {
+STARTS: dict[str, guidance.Setting | None] = {
     "scratch": None,
-    "Point-M2AE": ablation.POINT_M2AE,
-    "I2P-MAE": ablation.RELEASED,
+    "Point-M2AE": guidance.POINT_M2AE,
+    "I2P-MAE": guidance.RELEASED,
 }
 MEASURES = ("linear SVM", "fine-tuned")
 HEADING = "Label efficiency"
@@ -84,11 +84,11 @@ def measure_all(seeds: Sequence[int], labels: Sequence[int]) -> Table:
     from datasets.synthetic import write_demo, write_scanobjectnn
     from datasets.synthetic.layouts import DEMO_POINTS
 
-    write_demo(ablation.DATA)
+    write_demo(guidance.DATA)
     for count in labels:
         write_scanobjectnn(data_of(count), train=count, test=TEST_SHAPES, num_points=DEMO_POINTS)
     table: Table = {(measure, start): {count: {} for count in labels} for measure in MEASURES for start in STARTS}
-    config = load_config(ablation.CONFIG)
+    config = load_config(guidance.CONFIG)
     make_folder(FOLDER)
     total, done = len(seeds) * len(labels) * len(STARTS), 0
     for seed in seeds:
@@ -108,14 +108,14 @@ def data_of(count: int) -> Path:
     return DATA / f"{count}-a-class"
 
 
-def pre_trained(config: EasyDict, setting: ablation.Setting | None, seed: int) -> Path | None:
+def pre_trained(config: EasyDict, setting: guidance.Setting | None, seed: int) -> Path | None:
     """Pre-train, or find what `tools.ablation` has; returns the checkpoint, None for random weights."""
     if setting is None:
         return None
     folder = EXPERIMENTS / "ablation"
     make_folder(folder)
-    ablation.measure(config, setting, seed, folder)
-    return ablation.figures_file(folder, setting.name, seed).with_name("ckpt-last.pth")
+    guidance.measure(config, setting, seed, folder)
+    return guidance.figures_file(folder, setting.name, seed).with_name("ckpt-last.pth")
 
 
 def measure(start: str, checkpoint: Path | None, config: EasyDict, count: int, seed: int) -> dict[str, float]:
