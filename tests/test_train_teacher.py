@@ -1,6 +1,7 @@
 """`python -m tools.train_teacher`: captions, shapes that nothing else uses, training, and the file that it writes."""
 
 import json
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 
@@ -229,3 +230,34 @@ def test_a_file_that_exists_is_never_replaced(tmp_path, capsys):
         train_teacher.main([*TINY, "--output", str(path)])
     assert "exists: name another, or remove it" in capsys.readouterr().err
     assert path.read_text() == "kept"
+
+
+# The file that the demo uses
+
+
+def test_the_teacher_of_the_demo_is_the_file_that_its_description_names():
+    root = Path(__file__).parent.parent
+    path, text = root / "ckpts/demo-teacher.safetensors", (root / "ckpts/README.md").read_text()
+    assert sha256(path.read_bytes()).hexdigest() in text
+    assert path.stat().st_size <= 2_000_000
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    assert about["command"] in text
+    assert f"{json.loads(about['zero_shot_accuracy']):.1f} %" in text
+    assert json.loads(about["classes"]) == list(CATALOGUE)
+    versions = json.loads(about["versions"])
+    for name in ("python", "torch", "open_clip_torch", "numpy"):
+        assert versions[name] in text
+
+
+def test_the_teacher_of_the_demo_knows_shapes_that_it_has_not_seen():
+    root = Path(__file__).parent.parent
+    names = list(CATALOGUE)
+    tokenize = small_clip.Tokenizer(names)
+    with safe_open(root / "ckpts/demo-teacher.safetensors", framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        sizes = json.loads(file.metadata()["visual_encoder"])
+    model = small_clip.build_clip(sizes, len(tokenize.tokens))
+    model.load_state_dict(tensors)
+    unseen = small_clip.draw_shapes(names, 3, 1, "a test")
+    assert small_clip.zero_shot_accuracy(model, tokenize, unseen, torch.device("cpu")) > 85
