@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 CONFIGS = Path("cfgs/demo")
 DATA = Path("data/synthetic")
 NOTE = (
-    "This is a small I2P-MAE under a small 2D teacher, which has learnt depth images of other generated shapes WITH THE "
-    "NAMES OF THEIR CLASSES (ckpts/README.md), those of this demo among them, and no scan. It shows what a teacher that "
-    "knows something does, not the gain of the paper, which needs CLIP's weights, the published data and a GPU."
+    "This is a small I2P-MAE under a small 2D teacher, which has learnt depth images of other generated shapes WITH "
+    "THE NAMES OF THEIR CLASSES, those of this demo among them, but no scan (ckpts/README.md). It shows what a teacher "
+    "that knows something does, not the gain of the paper, which needs CLIP's weights, the published data and a GPU."
 )
 
 
