@@ -1,6 +1,6 @@
 """ACT (ICLR 2023, stage II): of masked groups, what a teacher makes of the whole cloud is predicted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.act_teacher import ACTTeacher
+from models.encoded import Encoded, encoded
 from models.initialisation import init_truncated_normal, init_xavier_uniform
 from models.kinds import kind_of
 from models.masked_autoencoder import visible_tokens
 from models.masking import Packing, count_visible, split_tokens
 from models.point_mae import Decoder
-from models.single_scale import POSITION_HIDDEN_DIM, SingleScaleEncoder, with_class_token
+from models.single_scale import POSITION_HIDDEN_DIM, SingleScaleEncoder, mean_beside_max, with_class_token
 from models.tokenizer import Group, PointwiseConv
 from models.transformer import drop_path_rates, positional_embedding
 from utils.checkpoint import LoadingRules
@@ -121,6 +122,7 @@ class ACT_PointDistillation(nn.Module):
 
     loading = LoadingRules(kind=kind_of)
     sections: ClassVar = {"transformer_config": TransformerConfig, "dvae_config": ACTTeacher}
+    encoder_parts: ClassVar = ("ACT_encoder",)
 
     def __init__(
         self,
@@ -227,8 +229,12 @@ class ACT_PointDistillation(nn.Module):
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, 2C): mean beside max over the groups' tokens. It is of this project."""
-        tokens = self.ACT_encoder(self.group(points))[0][:, 1:]
-        return torch.cat([tokens.mean(1), tokens.amax(1)], dim=-1)
+        return self.encode_groups([self.group(points)]).feature
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """The tokens without that of the class, and the feature of `encode`."""
+        tokens = self.ACT_encoder(groups[0])[0][:, 1:]
+        return encoded(mean_beside_max(tokens), [tokens], groups)
 
 
 def cosine_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:

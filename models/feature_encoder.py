@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from models.encoded import Encoded
-from models.loading import LEFTOVER, POINT_MAE_LEFTOVER
+from models.loading import ACT_LEFTOVER, LEFTOVER, POINT_BERT_LEFTOVER, POINT_MAE_LEFTOVER
 from models.propagation import interpolate_features
 from models.released import WAY_OUT, model_config
 from models.tokenizer import Group, choose_groups, group_by
 from utils.checkpoint import LoadingRules, LoadReport, fill_model, read_checkpoint
 
 Points = Tensor | np.ndarray
+ANY_LEFTOVER = {**LEFTOVER, **POINT_MAE_LEFTOVER, **POINT_BERT_LEFTOVER, **ACT_LEFTOVER}
 NEAREST = 3  # tokens that a point takes its features from
 
 
@@ -161,13 +162,13 @@ def load_encoder(path: str | Path, config: str | Path | Mapping[str, Any] | None
     for name in _superfluous(model):
         delattr(model, name)
     rules = getattr(model, "loading", LoadingRules())
-    model.loading = replace(rules, new=(), leftover={**LEFTOVER, **POINT_MAE_LEFTOVER})
+    model.loading = replace(rules, new=(), leftover=ANY_LEFTOVER)
     return Encoder(model, settings, fill_model(model, content, path))
 
 
 def _superfluous(model: Any) -> Iterator[str]:
-    """Names of the modules and parameters of a model that encoding does not need."""
-    names = [name for name, _ in model.named_children()] + [*model._parameters]
+    """Names of the modules, parameters and buffers of a model that encoding does not need."""
+    names = [name for name, _ in model.named_children()] + [*model._parameters, *model._buffers]
     return (name for name in names if name not in model.encoder_parts)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.class_token_encoder import ClassTokenEncoder
 from models.corruption import Corruption, Draws
+from models.encoded import Encoded, encoded
 from models.frozen_tokenizer import FrozenTokenizer
 from models.initialisation import init_truncated_normal
 from models.kinds import kind_of
@@ -119,6 +120,7 @@ class Point_BERT(nn.Module):
 
     loading = LoadingRules(kind=kind_of)
     sections: ClassVar = {"transformer_config": TransformerConfig, "dvae_config": FrozenTokenizer}
+    encoder_parts: ClassVar = ("transformer_q",)
     queue: Tensor
     queue_ptr: Tensor
 
@@ -306,5 +308,10 @@ class Point_BERT(nn.Module):
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, cls_dim): that of the class token, nothing masked."""
-        group = self.group(points)
-        return self.transformer_q(group.neighborhoods, group.centers)[0]
+        return self.encode_groups([self.group(points)]).feature
+
+    def encode_groups(self, groups: Sequence[Group]) -> Encoded:
+        """The tokens without that of the class, and the feature of `encode`."""
+        (group,) = groups
+        feature, tokens = self.transformer_q(group.neighborhoods, group.centers)
+        return encoded(feature, [tokens], groups)

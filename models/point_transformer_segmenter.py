@@ -46,7 +46,7 @@ class PointTransformerSegmenter(SingleScaleEncoder, CloudAwareSegmenter):
         renamed={f"{name}_cls.": f"{name}." for name in HEAD_LAYERS},  # ACT's names
     )
     local_first: ClassVar = True
-    encoder_parts: ClassVar = ("encoder", "pos_embed", "blocks", "norm")
+    encoder_parts: ClassVar = ("encoder", "reduce_dim", "pos_embed", "blocks", "norm")
 
     def __init__(
         self,

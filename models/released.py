@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.frozen import UNTRAINED
 from models.kinds import kind_of
 from utils.checkpoint import LoadingRules, model_tensors, renamed
 from utils.config import load_config
@@ -45,9 +46,15 @@ def model_config(
 
 
 def without_weights(section: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a model section, into plain dictionaries, so that building it needs no 2D teacher."""
+    """Copy a model section, into plain dictionaries, so that building it needs no 2D teacher and no other file."""
     copy = {key: dict(value) if isinstance(value, Mapping) else value for key, value in section.items()}
-    return {**copy, "clip_config": WITHOUT_TEACHER} if "clip_config" in section else copy
+    if "clip_config" in copy:
+        copy["clip_config"] = WITHOUT_TEACHER
+    if "dvae_config" in copy:
+        copy["dvae_config"]["ckpt"] = UNTRAINED
+    if "visual_embed_pretrained" in copy:
+        copy["visual_embed_pretrained"] = UNTRAINED
+    return copy
 
 
 def released_configs(tensors: Mapping[str, Tensor]) -> dict[Path, dict[str, Any]]:

@@ -96,7 +96,7 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize(("config", "changes"), MODELS)
+@pytest.mark.parametrize(("config", "changes"), [model for model in MODELS if model[0] != "act/autoencoder"])
 def test_an_encoder_works_where_its_weights_are(config, changes):
     settings = without_weights({**load_config(ROOT / f"cfgs/{config}.yaml").model, **changes})
     with FakeTensorMode():
