@@ -4,7 +4,9 @@
 # All work on a machine that has only Python (with venv) and make: they create .venv and install what is missing.
 PYTHON ?= python3
 PIP_ARGS ?=
+JOBS ?= 2
 ARGS ?=
+JOBS ?= 2
 BENCH ?= --device cpu --quick
 BIN := .venv/bin
 
@@ -33,7 +35,7 @@ lint: .venv/installed-tests
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 .venv/installed-bench: benchmarks/requirements.txt requirements-library.txt .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_ARGS) -r benchmarks/requirements.txt
