@@ -24,7 +24,7 @@ def _act(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _point_bert(state: Mapping[str, Tensor]) -> str | None:
-    if "transformer_k.cls_token" in state:  # `transformer_q` may have been renamed
+    if any(key.startswith("transformer_k.") for key in state):  # `transformer_q` may have been renamed
         return "a Point-BERT pre-training model"
     if "dgcnn_pro_1.layer1.0.weight" in state:
         return f"a Point-BERT part segmenter with {len(state['conv2.weight'])} parts"

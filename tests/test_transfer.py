@@ -271,7 +271,7 @@ def test_a_file_of_point_bert_fills_its_classifier(of_bert):
     assert_taken(model, of_bert, report.loaded, "transformer_q")
     text = str(report)
     assert "kept as initialised: cls_head_finetune (4); not needed from the file: " in text
-    for left in ("momentum encoder (1)", "queue (2)", "tokenizer (1)", "what predicts words and is contrasted (7)"):
+    for left in ("momentum encoder (1)", "queue of keys (2)", "tokenizer (1)", "mask token (1)", "heads (6)"):
         assert left in text
 
 
