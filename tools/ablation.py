@@ -33,7 +33,7 @@ from utils.command import Parser, add_seeds, run_command
 from utils.config import load_config
 from utils.files import make_folder
 from utils.logger import setup_logger
-from utils.tables import format_table, markdown_table, read_text, replace_section
+from utils.tables import format_table, markdown_table, replace_section
 
 # What imports PyTorch or Matplotlib, which takes seconds, is imported where it is used.
 
@@ -74,16 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     add_seeds(parser, [0, 1, 2, 3, 4], "one run each (default: 0 1 2 3 4)")
     parser.add_argument("--quick", action="store_true", help="one epoch a run: to see that it works")
     parser.add_argument("--finished", action="store_true", help="start no run: figures of those that are finished")
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help=f"put the figures under '## {HEADING}' of a document"
-    )
-    args = parser.parse_args(argv)
+    args = guidance.parse_study(parser, HEADING, argv)
     setup_logger(None)
-    if args.write:
-        try:
-            read_text(args.write, HEADING)  # fails now rather than after the runs
-        except (ValueError, OSError) as error:
-            parser.error(f"--write: {error}")
     folder = EXPERIMENTS / ("ablation-quick" if args.quick else "ablation")
     config = load_config(guidance.CONFIG)
     if args.quick:

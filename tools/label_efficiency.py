@@ -21,7 +21,7 @@ from utils.command import Parser, add_seeds, integer_from, run_command
 from utils.config import load_config, save_config
 from utils.files import atomic_write, make_folder
 from utils.logger import setup_logger
-from utils.tables import format_table, markdown_table, read_text, replace_section
+from utils.tables import format_table, markdown_table, replace_section
 
 # What imports PyTorch or Matplotlib, which takes seconds, is imported where it is used.
 
@@ -50,16 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--labels", type=integer_from(1), nargs="+", default=[1, 2, 5, 10, 20, 50], help="shapes of a class"
     )
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help=f"put the figures under '## {HEADING}' of a document"
-    )
-    args = parser.parse_args(argv)
+    args = guidance.parse_study(parser, HEADING, argv)
     setup_logger(None)
-    if args.write:
-        try:
-            read_text(args.write, HEADING)  # fails now rather than after the runs
-        except (ValueError, OSError) as error:
-            parser.error(f"--write: {error}")
     labels = sorted(set(args.labels))
     table = measure_all(args.seeds, labels)
     headers = ["measure", "start", *(f"{count} a class" for count in labels)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ from easydict import EasyDict
 
 from tools.training.launch import run_or_read
 from tools.training.modes import PRE_TRAINING
+from utils.command import Parser
 from utils.config import load_config, save_config
 from utils.files import atomic_write, make_folder
+from utils.tables import read_text
 
 # What imports PyTorch, which takes seconds, is imported where it is used.
 
@@ -75,6 +78,20 @@ class Figures(NamedTuple):
     accuracy: float
     visible_saliency: float | None = None
     gradients: dict[str, dict[str, float]] | None = None
+
+
+def parse_study(parser: Parser, heading: str, argv: list[str] | None) -> Namespace:
+    """Parse the command line of a study, which may write its figures under a heading of a document that has it."""
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help=f"put the figures under '## {heading}' of a document"
+    )
+    args = parser.parse_args(argv)
+    if args.write:
+        try:
+            read_text(args.write, heading)  # fails now rather than after the runs
+        except (ValueError, OSError) as error:
+            parser.error(f"--write: {error}")
+    return args
 
 
 def measure(config: EasyDict, setting: Setting, seed: int, folder: Path) -> Figures:
