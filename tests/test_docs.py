@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.playground import REPOSITORY
+from tests.test_imports import MAY_IMPORT
 from utils.config import load_config
 from utils.parser import parse_args
 
@@ -283,6 +284,16 @@ def test_the_changelog_keeps_its_form():
     assert headings[:2] == [("#", "Changelog"), ("##", "[Unreleased]")]
     kinds = {title for level, title in headings if level == "###"}
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_the_table_of_who_may_import_whom_is_the_one_that_is_tested():
+    rows = re.findall(r"^\| (`.*) \| (.*) \|$", text_of(Path("CONTRIBUTING.md")), re.MULTILINE)
+    said = {
+        room.removesuffix(".py"): set(re.findall(r"`(\w+)`", allowed))
+        for rooms, allowed in rows
+        for room in re.findall(r"`([\w.]+)`", rooms)
+    }
+    assert said == MAY_IMPORT
 
 
 def test_messages_that_the_questions_quote_are_those_of_the_code():
