@@ -153,12 +153,12 @@ def test_the_probability_to_be_masked_is_that_of_the_model(here):
     """Drawn uniformly all tokens are masked as often as the ratio says; by a cold softmax never the most salient."""
     model, points = model_of(PRETRAIN), unseen_points(3)
     model.mask_temperature = float("inf")
-    uniform = explain.masking(model, points, 0).probability
+    uniform = explain.mask_probability(model, points, 0)
     ratio = 1 - model.num_visible / model.num_groups[-1]
     assert uniform.mean().item() == pytest.approx(ratio, abs=0.05)
     assert (uniform - ratio).abs().max() < 5 * (ratio * (1 - ratio) / explain.MASKS_DRAWN) ** 0.5
     model.mask_temperature = 1e-9
-    cold = explain.masking(model, points, 0).probability
+    cold = explain.mask_probability(model, points, 0)
     centers = model.group(points)[-1].centers
     saliency = model.look(points).saliency_at(centers)
     visible = saliency >= saliency.topk(model.num_visible).values[:, -1:]

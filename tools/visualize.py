@@ -202,10 +202,10 @@ def of_pretraining(
     else:
         logger.info("no reconstruction: with losses 2d the head that predicts points stays untrained")
     if isinstance(model, I2P_MAE):
-        masked = explain.masking(model, points, args.seed)
-        found.append(sections.guidance(clouds, explain.teacher_look(model.teacher, points), masked))
-        figures.draw_saliency(model.teacher, points, clouds.names, args.output / "saliency.png")
-        values = {"saliency": masked.saliency, "probability to be masked": masked.probability}
+        look, masked = explain.teacher_look(model.teacher, points), explain.mask_probability(model, points, args.seed)
+        found.append(sections.guidance(clouds, look, masked))
+        figures.draw_saliency({"teacher": look}, clouds.points, clouds.names, args.output / "saliency.png")
+        values = {"probability to be masked": masked}
         figures.draw_values(clouds.points, values, clouds.names, args.output / "masking.png")
     colours, share = explain.component_colours(explain.point_features(model, points))
     figures.draw_values(clouds.points, {"features": colours}, clouds.names, args.output / "features.png")

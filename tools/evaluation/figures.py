@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d import Axes3D
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from datasets.published import PARTS
 from models.projection import VIEWS
-from tools.evaluation.explain import reconstructions, teacher_look
+from tools.evaluation.explain import TeacherLook, reconstructions
 from utils.files import atomic_write
 
 VISIBLE, MASKED, PREDICTED = "tab:blue", "tab:gray", "tab:orange"
@@ -74,25 +75,36 @@ def draw_parts(points: Tensor, true: Tensor | None, predicted: Tensor, names: Se
     save_figure(figure, path)
 
 
-def draw_saliency(teacher: nn.Module, points: Tensor, names: Sequence[str], path: Path) -> None:
-    """Write a PNG with a row per shape: depth image and, over it, the saliency of a 2D teacher, for each side.
+def draw_saliency(looks: dict[str, TeacherLook], points: Tensor, names: Sequence[str], path: Path) -> None:
+    """Write a PNG with a row per shape: its depth images; for each teacher the saliency over them and on the cloud.
 
     Args:
-        teacher: a teacher of `models.teacher`.
-        points: (B, N, 3) clouds on the teacher's device.
+        looks: name of a teacher → what it sees of the shapes. The depth images are those of the first.
+        points: (B, N, 3) on the CPU, y up.
         names: of the shapes.
         path: the file to write, in an existing folder.
     """
-    look = teacher_look(teacher, points)
-    figure, axes = plt.subplots(len(points), 2 * len(VIEWS), figsize=(12, 2.1 * len(points)), squeeze=False)
-    for shape, row in enumerate(axes):
-        for view in range(len(VIEWS)):
-            for panel, is_saliency in zip(row[2 * view : 2 * view + 2], (False, True), strict=True):
-                panel.imshow(look.images[view, shape].numpy(), cmap="gray")
-                if is_saliency:
-                    panel.imshow(look.saliency[view, shape].numpy(), cmap="inferno", alpha=0.7)
-                panel.set_axis_off()
-        row[0].set_title(names[shape])
+    views = len(VIEWS)
+    columns = views + (views + 1) * len(looks)
+    figure = plt.figure(figsize=(1.5 * columns, 1.5 * len(points) + 0.6))
+    images = next(iter(looks.values())).images
+    for shape, name in enumerate(names):
+        place = itertools.count(shape * columns + 1)
+        panels = [_image(figure, (len(points), columns, next(place)), images[view, shape]) for view in range(views)]
+        panels[0].text(-0.1, 0.5, name, transform=panels[0].transAxes, rotation="vertical", ha="center", va="center")
+        titled = {views // 2: "depth images"}
+        for teacher, look in looks.items():
+            titled[len(panels) + views // 2] = f"{teacher}: saliency"
+            for view in range(views):
+                axis = _image(figure, (len(points), columns, next(place)), images[view, shape])
+                axis.imshow(look.saliency[view, shape].numpy(), cmap="inferno", alpha=0.7)
+                panels.append(axis)
+            titled[len(panels)] = "on the cloud"
+            panels.append(figure.add_subplot(len(points), columns, next(place), projection="3d"))
+            panels[-1].set_axis_off()
+            _scatter(panels[-1], points[shape], _brightness(look.of_points[shape]))
+        for panel, title in titled.items() if shape == 0 else ():
+            panels[panel].set_title(title)
     save_figure(figure, path)
 
 
@@ -111,8 +123,7 @@ def draw_values(points: Tensor, panels: dict[str, Tensor], names: Sequence[str],
         row = []
         for title, values in panels.items():
             of_shape = values[shape]
-            scale = plt.Normalize(float(of_shape.min()), float(torch.quantile(of_shape, SCALED)), clip=True)
-            colours = of_shape.numpy() if of_shape.ndim == 2 else plt.cm.inferno(scale(of_shape.numpy()))
+            colours = of_shape.numpy() if of_shape.ndim == 2 else _brightness(of_shape)
             row.append((f"{name}\n{title}", [(points[shape], colours)]))
         rows.append(row)
     draw_clouds(rows, path)
@@ -129,6 +140,20 @@ def save_figure(figure: Figure, path: Path) -> None:
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=80)
     plt.close(figure)
+
+
+def _image(figure: Figure, place: tuple[int, int, int], image: Tensor) -> Axes:
+    """Draw an (H, W) image in a place of a figure."""
+    axis = figure.add_subplot(*place)
+    axis.imshow(image.numpy(), cmap="gray")
+    axis.set_axis_off()
+    return axis
+
+
+def _brightness(values: Tensor) -> Sequence:
+    """Colours of the (N,) values of a shape, of which the highest hundredth is brightest."""
+    scale = plt.Normalize(float(values.min()), float(torch.quantile(values, SCALED)), clip=True)
+    return plt.cm.inferno(scale(values.numpy()))
 
 
 def _part_panels(points: Tensor, true: Tensor | None, predicted: Tensor, name: str) -> list[Panel]:
@@ -168,4 +193,4 @@ def _scatter(axis: Axes3D, points: Tensor, color: str | Sequence) -> None:
     axis.scatter(x, -z, y, s=4, c=color, depthshade=False)  # matplotlib's third axis points up
     for set_limits in (axis.set_xlim, axis.set_ylim, axis.set_zlim):
         set_limits(-0.8, 0.8)
-    axis.set_box_aspect((1, 1, 1))
+    axis.set_box_aspect((1, 1, 1), zoom=1.3)
