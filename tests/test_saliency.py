@@ -51,10 +51,9 @@ def test_the_picture_is_of_the_untrained_and_of_the_trained_teacher(here, monkey
     panels, coloured = drawn(monkeypatch, "--classes", "mug", "chair", "--points", 128)
     assert capsys.readouterr().out.startswith("picture  out/a.png")
     assert len(panels) == 2 * (3 + 2 * (3 + 1))
-    titles = [panel.get_title() for panel in panels]
-    assert [title for title in titles if title] == [
-        *("depth images", "untrained: saliency", "on the cloud", "trained: saliency", "on the cloud"),
-    ]
+    of_teachers = [[name] * 3 + [f"{name}, cloud"] for name in ("untrained", "trained")]
+    titles = ["side 1", "side 2", "side 3", *of_teachers[0], *of_teachers[1]]
+    assert [panel.get_title() for panel in panels] == [*titles, *[""] * 11]
     assert [panel.texts[0].get_text() for panel in panels if panel.texts] == ["mug", "chair"]
 
     clouds = [torch.from_numpy(sample_shape(name, 0, 128, 0, "saliency").points) for name in ("mug", "chair")]

@@ -142,7 +142,7 @@ def draw(weights: Path, sizes: dict[str, int], shapes: "Shapes", path: Path) -> 
     teacher = build_teacher(sizes, pretrained=weights)
     chosen = torch.linspace(0, len(shapes.clouds) - 1, SHAPES_DRAWN).long()
     points, names = shapes.points(chosen), [shapes.names[label] for label in shapes.labels[chosen]]
-    draw_saliency({"teacher": teacher_look(teacher, points)}, points, names, path)
+    draw_saliency({"saliency": teacher_look(teacher, points)}, points, names, path)
 
 
 if __name__ == "__main__":
