@@ -54,18 +54,7 @@ class MaskedAutoencoder(nn.Module):
     ):
         super().__init__()
         check_encoder(num_groups, group_sizes, encoder_dims, encoder_depths, local_radius, drop_path_rate)
-        if num_groups[-1] < 3:
-            raise ValueError(
-                f"num_groups {list(num_groups)} must end with at least 3: the decoder interpolates from three"
-            )
-        if tuple(decoder_dims) != tuple(encoder_dims[:0:-1]):
-            raise ValueError(
-                f"decoder_dims must be {list(encoder_dims[:0:-1])}, the encoder's upper levels from coarse to fine, "
-                f"got {list(decoder_dims)}"
-            )
-        for name, values in (("decoder_depths", decoder_depths), ("decoder_up_blocks", decoder_up_blocks)):
-            if len(values) != len(decoder_dims):
-                raise ValueError(f"{name} must hold {len(decoder_dims)} values, coarse to fine, got {list(values)}")
+        check_decoder(num_groups, encoder_dims, decoder_dims, decoder_depths, decoder_up_blocks)
         self.num_groups, self.group_sizes, self.decoder_dim = tuple(num_groups), tuple(group_sizes), decoder_dims[-1]
         self.num_visible = count_visible(mask_ratio, num_groups[-1])
         self.num_tokens = num_groups[1]  # among which `visible_tokens` counts
@@ -87,15 +76,12 @@ class MaskedAutoencoder(nn.Module):
         return group_levels(points, self.num_groups, self.group_sizes)
 
     def mask(self, logits: Tensor, coarse_mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """The coarse mask, True = masked: the given one, checked, or one drawn with probabilities softmax(logits).
+        """The coarse mask, (B, G_2) bool, True = masked: the given one, checked, or one drawn.
 
         Args:
-            logits: (B, G_2).
+            logits: (B, G_2); a token stays visible with probability softmax(logits).
             coarse_mask: (B, G_2) bool, or None to draw it.
             generator: source of randomness of the draw.
-
-        Returns:
-            (B, G_2) bool.
 
         Raises:
             ValueError: if `coarse_mask` has another shape or type, or masks all or none of a sample.
@@ -181,6 +167,26 @@ class MaskedAutoencoder(nn.Module):
             "neighborhoods": groups[1].points,
             "predictions": predicted + groups[1].centers.unsqueeze(2),
         }
+
+
+def check_decoder(
+    num_groups: Sequence[int],
+    encoder_dims: Sequence[int],
+    decoder_dims: Sequence[int],
+    decoder_depths: Sequence[int],
+    decoder_up_blocks: Sequence[int],
+) -> None:
+    """Raise ValueError if the sizes of a decoder do not fit each other or the encoder; see `MaskedAutoencoder`."""
+    if num_groups[-1] < 3:
+        raise ValueError(f"num_groups {list(num_groups)} must end with at least 3: the decoder interpolates from three")
+    if tuple(decoder_dims) != tuple(encoder_dims[:0:-1]):
+        raise ValueError(
+            f"decoder_dims must be {list(encoder_dims[:0:-1])}, the encoder's upper levels from coarse to fine, "
+            f"got {list(decoder_dims)}"
+        )
+    for name, values in (("decoder_depths", decoder_depths), ("decoder_up_blocks", decoder_up_blocks)):
+        if len(values) != len(decoder_dims):
+            raise ValueError(f"{name} must hold {len(decoder_dims)} values, coarse to fine, got {list(values)}")
 
 
 def masked_mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from models.initialisation import init_truncated_normal
 from models.kinds import kind_of
 from models.masked_autoencoder import visible_tokens
 from models.masking import check_mask, count_visible, draw_block_masks, draw_masks_of_one_ratio
+from models.momentum_contrast import MomentumContrast
 from models.tokenizer import Group
 from utils.checkpoint import LoadingRules
-from utils.distributed import gather_rows, mean
+from utils.distributed import mean
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class MaskTransformer(ClassTokenEncoder):
         return self.cls_head(tokens[:, 0]), tokens[:, 1:]
 
 
-class Point_BERT(nn.Module):
+class Point_BERT(MomentumContrast):
     """Point-BERT's pre-training model.
 
     A training step, which a forward pass is, also moves the momentum encoder and the queue of keys.
@@ -109,9 +110,7 @@ class Point_BERT(nn.Module):
     Args:
         transformer_config: arguments of `TransformerConfig`; None = the released ones.
         dvae_config: arguments of `FrozenTokenizer`, whose groups are those of the model.
-        m: share of the momentum encoder that a step keeps.
-        T: temperature of the contrasts.
-        K: keys in the queue, a multiple of the batch of all processes.
+        m, T, K: arguments of `MomentumContrast`.
 
     Raises:
         ValueError: if the sizes do not fit each other, or the tokenizer has no weights.
@@ -121,8 +120,7 @@ class Point_BERT(nn.Module):
     loading = LoadingRules(kind=kind_of)
     sections: ClassVar = {"transformer_config": TransformerConfig, "dvae_config": FrozenTokenizer}
     encoder_parts: ClassVar = ("transformer_q",)
-    queue: Tensor
-    queue_ptr: Tensor
+    transformer_q: MaskTransformer
 
     def __init__(
         self,
@@ -132,11 +130,9 @@ class Point_BERT(nn.Module):
         T: float = 0.07,
         K: int = 16384,
     ):
-        super().__init__()
-        self.config = TransformerConfig(**(transformer_config or {}))
-        if not 0 <= m <= 1 or not T > 0 or K < 1:
-            raise ValueError(f"m must be in [0, 1], T more than 0 and K at least 1, got {m}, {T} and {K}")
-        self.m, self.T, self.K = m, T, K
+        config = TransformerConfig(**(transformer_config or {}))
+        super().__init__(config.cls_dim, m, T, K)
+        self.config = config
         dvae = FrozenTokenizer(**(dvae_config or {}))
         self.num_groups, self.num_tokens, self.group_size = dvae.num_groups, dvae.num_groups[0], dvae.group_size
         for ratio in self.config.mask_ratio:
@@ -147,8 +143,6 @@ class Point_BERT(nn.Module):
         self.transformer_q.encoder.load_state_dict(dvae.encoder.state_dict())
         self.transformer_k.requires_grad_(False)
         self.follow(momentum=0.0)
-        self.register_buffer("queue", F.normalize(torch.randn(self.config.cls_dim, K), dim=0))
-        self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.long))
 
     def forward(
         self, points: Tensor, mask: Tensor | None = None, generator: torch.Generator | None = None
@@ -165,8 +159,7 @@ class Point_BERT(nn.Module):
             cloud in the query pass.
 
         Raises:
-            ValueError: if `mask` has another shape or type, or masks all or none of a sample, or the batch does not
-                divide K.
+            ValueError: if `mask` has another shape or type or masks all or none of a sample, or B does not divide K.
         """
         group = self.group(points)
         return self.learn(group, self.draw(group.centers, mask, generator))
@@ -249,62 +242,6 @@ class Point_BERT(nn.Module):
         chosen = torch.ones_like(corruption.masked) if self.config.return_all_tokens else corruption.predicted
         logits = self.transformer_q.lm_head(tokens[chosen])  # (chosen groups, words)
         return F.cross_entropy(logits, words[chosen], reduction="sum") / mean(chosen.sum()).clamp_min(1)
-
-    def moco_loss(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Contrast (B, cls_dim) class features with the key of the same cloud against the queue."""
-        query = self.normalise(query)
-        logits = torch.cat([(query * keys).sum(1, keepdim=True), self.in_queue(query)], dim=1) / self.T
-        return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
-
-    def cutmix_loss(self, mixture: Tensor, keys: Tensor, ratio: Tensor) -> Tensor:
-        """Contrast features of mixtures with the keys of both clouds, each by its share, against batch and queue.
-
-        Args:
-            mixture: (B, cls_dim) class features.
-            keys: (B, cls_dim), of the clouds.
-            ratio: (B,), share of the cloud at the same place.
-
-        Returns:
-            0-d tensor.
-        """
-        mixture = self.normalise(mixture)
-        logits = torch.cat([self.similarity(mixture, keys.t()), self.in_queue(mixture)], dim=1) / self.T
-        place = torch.arange(len(keys), device=keys.device)
-        own, other = (F.cross_entropy(logits, cloud, reduction="none") for cloud in (place, place.flip(0)))
-        return (ratio * own + (1 - ratio) * other).mean()
-
-    def normalise(self, feature: Tensor) -> Tensor:
-        """Scale (B, cls_dim) class features to length 1, in the type of the queue."""
-        return F.normalize(feature.to(self.queue.dtype), dim=1)
-
-    def in_queue(self, feature: Tensor) -> Tensor:
-        """Similarities (B, K) of (B, cls_dim) features with the keys in the queue as it is now."""
-        return self.similarity(feature, self.queue.clone())  # a copy: the queue moves before the backward pass
-
-    @staticmethod
-    def similarity(feature: Tensor, keys: Tensor) -> Tensor:
-        """Products of (B, C) features with (C, M) keys, not rounded to a lower precision: T would multiply that."""
-        with torch.autocast(feature.device.type, enabled=False):
-            return feature @ keys
-
-    @torch.no_grad()
-    def follow(self, momentum: float) -> None:
-        """Move each parameter of the momentum encoder towards its original, by 1 − momentum of the way."""
-        moved, originals = (tuple(part.parameters()) for part in (self.transformer_k, self.transformer_q))
-        torch._foreach_lerp_(moved, originals, 1 - momentum)
-
-    @torch.no_grad()
-    def enqueue(self, keys: Tensor) -> None:
-        """Overwrite the oldest keys in the queue by the (B, cls_dim) ones of all processes."""
-        keys = gather_rows(keys)
-        if self.K % len(keys):
-            raise ValueError(
-                f"model.K, {self.K} keys, is no multiple of the batch of all processes, {len(keys)} clouds (total_bs "
-                f"in the config): set K to {max(self.K // len(keys), 1) * len(keys)}, say, or change total_bs"
-            )
-        places = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % self.K
-        self.queue.index_copy_(1, places, keys.t())
-        self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.K)
 
     def encode(self, points: Tensor) -> Tensor:
         """The linear probe's feature, (B, cls_dim): that of the class token, nothing masked."""

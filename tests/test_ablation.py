@@ -18,7 +18,7 @@ from tests.test_pretraining_models import UNUSED, drawn_mask, i2p_mae, points, w
 from tools import ablation, label_efficiency
 from tools.ablation import SETTINGS, draw, summarise
 from tools.evaluation.gradients import gradient_norms
-from tools.evaluation.guidance import POINT_M2AE, RELEASED, UNTRAINED, Figures, Setting
+from tools.evaluation.guidance import BALANCED, POINT_M2AE, RELEASED, UNTRAINED, Figures, Setting
 from utils.config import load_config, save_config
 from utils.tables import read_text, replace_section
 
@@ -120,13 +120,12 @@ def test_a_temperature_that_is_no_number_is_refused():
 
 
 def test_every_setting_is_compared_once_and_has_a_folder_of_its_own():
-    assert len({setting.name for setting in SETTINGS}) == len(SETTINGS) == 10
+    assert len({setting.name for setting in SETTINGS}) == len(SETTINGS) == 9
     assert Path(f"{SETTINGS[-1].name}.yaml").stem == SETTINGS[-1].name
-    assert {s.mask_temperature for s in SETTINGS if s[:2] == RELEASED[:2]} == {math.inf, 1, 0.01, 0.003}
-    assert {s.weight_3d for s in SETTINGS if s[:3] == RELEASED[:3]} == {1, 0.1, 0.01}
-    assert {s[:2] for s in SETTINGS} == {
-        ("untrained", "3d"), ("untrained", "2d"), ("untrained", "both"), ("trained", "2d"), ("trained", "both"),
-    }  # fmt: skip
+    assert {s.mask_temperature for s in SETTINGS if s.weight_3d == 0.003} == {math.inf, 1, 0.01, 0.003}
+    assert {s.weight_3d for s in SETTINGS if s[:3] == RELEASED[:3]} == {1, 0.1, 0.003}
+    assert {s[:2] for s in SETTINGS} == {("untrained", "3d"), ("untrained", "2d"), ("trained", "2d"), RELEASED[:2]}
+    assert load_config(ROOT / "cfgs/demo/pre-train.yaml").model.loss_weights == [BALANCED.weight_3d, 1]
 
 
 def test_a_setting_is_a_config_of_its_own():
@@ -153,26 +152,27 @@ def table():
             Figures(30.0, 0.2, {when: {"loss_3d": 3.0} for when in ("first", "last")}), Figures(34.0, 0.22)
         ),
         RELEASED: of_seeds(Figures(31.0, 0.25, norms), Figures(37.0, 0.25, norms)),
-        Setting("trained", "both", math.inf, 0.1): of_seeds(Figures(29.0, 0.25), Figures(33.0, 0.25)),
+        BALANCED: of_seeds(Figures(29.0, 0.25), Figures(33.0, 0.25)),
     }
 
 
 def test_rows_hold_means_deviations_and_differences_of_the_same_seed(table):
     rows = summarise(table)
-    beside = "-13.0 ± 2.0"  # 20 − 31 = −11 and 22 − 37 = −15
-    assert rows[0] == ["untrained encoder", "–", "–", "21.0 ± 1.0", "20.0 22.0", beside, "–", "–", "–"]
-    beside = "-2.0 ± 1.0"  # −1 and −3
-    assert rows[1] == ["none", "3d", "random", "32.0 ± 2.0", "30.0 34.0", beside, "3 : –", "3 : –", "21.0 ± 1.0"]
+    beside = ["-13.0 ± 2.0", "-10.0 ± 1.0"]  # 20 − 31 = −11 and 22 − 37 = −15; −9 and −11
+    assert rows[0] == ["untrained encoder", "–", "–", "21.0 ± 1.0", "20.0 22.0", *beside, "–", "–", "–"]
+    beside = ["-2.0 ± 1.0", "+1.0 ± 0.0"]  # −1 and −3; +1 and +1
+    assert rows[1] == ["none", "3d", "random", "32.0 ± 2.0", "30.0 34.0", *beside, "3 : –", "3 : –", "21.0 ± 1.0"]
     assert rows[2][:2] == ["trained", "both"]
-    assert rows[2][5:8] == ["–", "0.25 : 2", "0.05 : 0.5"]
-    assert rows[3][:3] == ["trained", "both, 3D × 0.1", "random"]
+    assert rows[2][5:9] == ["–", "+3.0 ± 1.0", "0.25 : 2", "0.05 : 0.5"]
+    assert rows[3][:3] == ["trained", "both, 3D × 0.003", "temperature 1"]
+    assert rows[3][5:7] == ["-3.0 ± 1.0", "–"]
 
 
 def test_a_difference_is_of_the_seeds_that_both_have(table):
     del table[RELEASED][0]
     assert summarise(table)[1][5] == "-3.0"
     del table[POINT_M2AE][1]
-    assert summarise(table)[1][3:6] == ["30.0", "30.0", "–"]
+    assert summarise(table)[1][3:7] == ["30.0", "30.0", "–", "+1.0"]
 
 
 def test_the_picture_is_drawn(table, tmp_path):
@@ -192,7 +192,7 @@ def test_the_picture_shows_means_and_deviations_of_each_setting(table, monkeypat
 
     monkeypatch.setattr("tools.evaluation.figures.save_figure", read)
     draw(table, Path("picture.png"))
-    ticks = ["none | 3d | random", "trained | both | temperature 1", "trained | both, 3D × 0.1 | random"]
+    ticks = ["none | 3d | random", "trained | both | temperature 1", "trained | both, 3D × 0.003 | temperature 1"]
     assert shown == [(ticks, [32.0, 34.0, 31.0], [2.0, 3.0, 2.0])]
 
 

@@ -49,6 +49,7 @@ def command(*argv: str) -> list[str]:
         (("tools.reproduce", "--help"), 0),
         (("tools.reproduce", "--only"), 2),
         (("tools.features", "a.ply", "--ckpts", "a.pth", "-o", "a.txt"), 2),
+        (("tools.saliency", "--config", "a.yaml", "-o", "a.jpg"), 2),
         (("tools.search", "--help"), 0),
         (("tools.inspect", "--help"), 0),
         (("tools.convert", "a.pth", "a.txt"), 2),

@@ -146,19 +146,53 @@ def test_the_teacher_is_shown_with_its_saliency(here):
         assert (saliency["name"], probability["name"]) == ("saliency", "probability to be masked")
     assert guidance["choose"]
     pictures = {path.name for path in Path("page").glob("*.png")}
-    assert {"reconstructions.png", "saliency.png", "masking.png", "features.png"} <= pictures
+    assert pictures == {"reconstructions.png", "saliency.png", "masking.png", "features.png", "overview.png"}
+
+
+@pytest.mark.parametrize("name", [PRETRAIN, M2AE])
+def test_the_overview_leads_from_the_cloud_to_its_features(here, monkeypatch, name):
+    clouds, figures = [], {}
+    monkeypatch.setattr("tools.evaluation.figures._scatter", lambda axis, *given: clouds.append(given))
+    monkeypatch.setattr(
+        "tools.evaluation.figures.save_figure", lambda figure, path: figures.update({path.name: figure})
+    )
+    content = show(name, "--shapes", 2, "--seed", 3)
+    axes = figures["overview.png"].axes
+    teacher = ["seen from one side", "where the 2D teacher looks"] if name == PRETRAIN else []
+    titles = ["a cloud", *teacher, "visible points", "and predicted points", "features"]
+    assert [axis.get_title() for axis in axes] == [*titles, *[""] * len(titles)]
+    assert axes[0].texts[0].get_text() == section(content, "reconstruction")["shapes"][0]["name"]
+
+    points = unseen_points(2, seed=3)
+    model = model_of(name)
+    torch.manual_seed(3)
+    found = model.reconstruct(points)
+    for shape, drawn in enumerate((clouds[-10:-5], clouds[-5:])):
+        visible = found["visible"][shape]
+        seen = found["neighborhoods"][shape][visible].reshape(-1, 3)
+        expected = [points[shape], seen, seen, found["predictions"][shape][~visible].reshape(-1, 3), points[shape]]
+        for (cloud, _), other in zip(drawn, expected, strict=True):
+            torch.testing.assert_close(cloud, other)
+        assert [colour for _, colour in drawn[:4]] == ["tab:blue", "tab:blue", "tab:blue", "tab:orange"]
+    if teacher:
+        views = model.look(points)
+        for first, count in ((1, 1), (2, 2)):
+            assert len(axes[first].images) == count
+        image = views.saliency.unflatten(0, (3, 2))[0, 0][None, None]
+        enlarged = torch.nn.functional.interpolate(image, (model.teacher.image_size,) * 2, mode="bicubic")[0, 0]
+        np.testing.assert_allclose(axes[2].images[1].get_array(), enlarged, atol=1e-6)
 
 
 def test_the_probability_to_be_masked_is_that_of_the_model(here):
     """Drawn uniformly all tokens are masked as often as the ratio says; by a cold softmax never the most salient."""
     model, points = model_of(PRETRAIN), unseen_points(3)
     model.mask_temperature = float("inf")
-    uniform = explain.masking(model, points, 0).probability
+    uniform = explain.mask_probability(model, points, 0)
     ratio = 1 - model.num_visible / model.num_groups[-1]
     assert uniform.mean().item() == pytest.approx(ratio, abs=0.05)
     assert (uniform - ratio).abs().max() < 5 * (ratio * (1 - ratio) / explain.MASKS_DRAWN) ** 0.5
     model.mask_temperature = 1e-9
-    cold = explain.masking(model, points, 0).probability
+    cold = explain.mask_probability(model, points, 0)
     centers = model.group(points)[-1].centers
     saliency = model.look(points).saliency_at(centers)
     visible = saliency >= saliency.topk(model.num_visible).values[:, -1:]

@@ -136,11 +136,13 @@ def draw(weights: Path, sizes: dict[str, int], shapes: "Shapes", path: Path) -> 
     import torch
 
     from models.teacher import build_teacher
+    from tools.evaluation.explain import teacher_look
     from tools.evaluation.figures import draw_saliency
 
     teacher = build_teacher(sizes, pretrained=weights)
     chosen = torch.linspace(0, len(shapes.clouds) - 1, SHAPES_DRAWN).long()
-    draw_saliency(teacher, shapes.points(chosen), [shapes.names[label] for label in shapes.labels[chosen]], path)
+    points, names = shapes.points(chosen), [shapes.names[label] for label in shapes.labels[chosen]]
+    draw_saliency({"saliency": teacher_look(teacher, points)}, points, names, path)
 
 
 if __name__ == "__main__":

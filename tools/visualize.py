@@ -195,20 +195,23 @@ def of_pretraining(
     from tools.evaluation import explain, figures, sections
 
     points = clouds.points.to(next(model.parameters()).device)
-    found = []
+    found, rebuilt, look = [], None, None
     if explain.reconstructs(model):
+        rebuilt = explain.reconstructions(model, points, args.seed)
         figures.draw_reconstructions(model, points, args.output / "reconstructions.png", args.seed)
-        found.append(sections.reconstruction(clouds, explain.reconstructions(model, points, args.seed)))
+        found.append(sections.reconstruction(clouds, rebuilt))
     else:
         logger.info("no reconstruction: with losses 2d the head that predicts points stays untrained")
     if isinstance(model, I2P_MAE):
-        masked = explain.masking(model, points, args.seed)
-        found.append(sections.guidance(clouds, explain.teacher_look(model.teacher, points), masked))
-        figures.draw_saliency(model.teacher, points, clouds.names, args.output / "saliency.png")
-        values = {"saliency": masked.saliency, "probability to be masked": masked.probability}
+        look, masked = explain.teacher_look(model.teacher, points), explain.mask_probability(model, points, args.seed)
+        found.append(sections.guidance(clouds, look, masked))
+        figures.draw_saliency({"saliency": look}, clouds.points, clouds.names, args.output / "saliency.png")
+        values = {"probability to be masked": masked}
         figures.draw_values(clouds.points, values, clouds.names, args.output / "masking.png")
     colours, share = explain.component_colours(explain.point_features(model, points))
     figures.draw_values(clouds.points, {"features": colours}, clouds.names, args.output / "features.png")
+    if rebuilt is not None:
+        figures.draw_overview(clouds.points, rebuilt, look, colours, clouds.names, args.output / "overview.png")
     return [*found, sections.features(clouds, colours, share)]
 
 

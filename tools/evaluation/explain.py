@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.i2p_mae import I2P_MAE
+from models.i2p_mae import I2P_MAE, TeacherViews
 from models.masked_autoencoder import MaskedAutoencoder
 from models.projection import VIEWS, project
 from models.propagation import interpolate_features
@@ -25,22 +25,12 @@ class TeacherLook(NamedTuple):
     Attributes:
         images: (V, B, H, W) depth images, in the teacher's own scale.
         saliency: (V, B, H, W) its saliency, enlarged to the images.
+        of_points: (B, N) that of each point, the mean over the sides.
     """
 
     images: Tensor
     saliency: Tensor
-
-
-class Masking(NamedTuple):
-    """How the saliency of a teacher masks clouds.
-
-    Attributes:
-        saliency: (B, N) of each point, the mean over the sides.
-        probability: (B, N) that the coarse token nearest to a point is masked.
-    """
-
-    saliency: Tensor
-    probability: Tensor
+    of_points: Tensor
 
 
 class Decisions(NamedTuple):
@@ -91,30 +81,30 @@ def reconstructions(model: nn.Module, points: Tensor, seed: int | None = None) -
 
 @torch.no_grad()
 def teacher_look(teacher: nn.Module, points: Tensor) -> TeacherLook:
-    """Depth images of (B, N, 3) clouds and, over them, what a teacher of `models.teacher` looks at."""
+    """Depth images of (B, N, 3) clouds; over them and on the points the saliency of a teacher of `models.teacher`."""
     size = teacher.image_size
-    images, _ = project(points, size)
-    maps = teacher(images)[1].unsqueeze(1)  # (V·B, 1, h, w)
-    maps = F.interpolate(maps, (size, size), mode="bicubic", align_corners=False)
-    return TeacherLook(*(found.unflatten(0, (len(VIEWS), -1)).cpu() for found in (images[:, 0], maps[:, 0])))
+    images, projection = project(points, size)
+    views = TeacherViews(projection, *teacher(images))
+    maps = F.interpolate(views.saliency.unsqueeze(1), (size, size), mode="bicubic", align_corners=False)
+    sides = (found[:, 0].unflatten(0, (len(VIEWS), -1)).cpu() for found in (images, maps))
+    return TeacherLook(*sides, views.saliency_at(points).cpu())
 
 
 @torch.no_grad()
-def masking(model: I2P_MAE, points: Tensor, seed: int) -> Masking:
-    """Saliency of the points of (B, N, 3) clouds, and how often the masks that it draws hide what is near them.
+def mask_probability(model: I2P_MAE, points: Tensor, seed: int) -> Tensor:
+    """How often the coarse token nearest to a point of (B, N, 3) clouds is masked, (B, N).
 
     Args:
         model: with a teacher, on the device of the points.
         points: the clouds.
         seed: of the masks, of which `MASKS_DRAWN` are drawn of each cloud.
     """
-    views = model.look(points)
     centers = model.group(points)[-1].centers  # (B, G, 3)
-    logits = views.saliency_at(centers) / model.mask_temperature
+    logits = model.look(points).saliency_at(centers) / model.mask_temperature
     generator = torch.Generator(points.device).manual_seed(seed)
     masks = model.mask(logits.repeat(MASKS_DRAWN, 1), None, generator).unflatten(0, (MASKS_DRAWN, -1))
     nearest = torch.cdist(points, centers).argmin(-1)  # (B, N)
-    return Masking(views.saliency_at(points).cpu(), masks.float().mean(0).gather(1, nearest).cpu())
+    return masks.float().mean(0).gather(1, nearest).cpu()
 
 
 @torch.no_grad()

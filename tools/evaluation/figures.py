@@ -3,9 +3,11 @@
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from mpl_toolkits.mplot3d import Axes3D
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from datasets.published import PARTS
 from models.projection import VIEWS
-from tools.evaluation.explain import reconstructions, teacher_look
+from tools.evaluation.explain import TeacherLook, reconstructions
 from utils.files import atomic_write
 
 VISIBLE, MASKED, PREDICTED = "tab:blue", "tab:gray", "tab:orange"
@@ -21,7 +23,18 @@ RIGHT, WRONG = "lightgray", "tab:red"
 SCALED = 0.99  # of the values of a shape have colours of their own; those above look like the highest of these
 SHAPES_A_ROW = 2  # of those whose parts are drawn
 
-Panel = tuple[str, Sequence[tuple[Tensor, str | Sequence]]]  # title, clouds (…, 3) with their colour or colours
+ZOOM = 1.35  # of clouds, which fill the unit sphere only in part
+
+
+class Depth(NamedTuple):
+    """An (H, W) depth image to draw, and over it (H, W) values."""
+
+    image: Tensor
+    over: Tensor | None = None
+
+
+Coloured = Sequence[tuple[Tensor, str | Sequence]]  # clouds (…, 3) with their colour or colours
+Panel = tuple[str, Coloured | Depth]  # with its title
 
 
 def draw_reconstructions(model: nn.Module, points: Tensor, path: Path, seed: int | None = None) -> None:
@@ -36,8 +49,8 @@ def draw_reconstructions(model: nn.Module, points: Tensor, path: Path, seed: int
     found = reconstructions(model, points, seed)
     rows = []
     for cloud, visible in enumerate(found["visible"]):
-        seen, hidden = found["neighborhoods"][cloud][visible], found["neighborhoods"][cloud][~visible]
-        predicted = found["predictions"][cloud][~visible]
+        seen, predicted = _seen_and_predicted(found, cloud)
+        hidden = found["neighborhoods"][cloud][~visible]
         rows.append(
             [
                 ("input", [(points[cloud].cpu(), VISIBLE)]),
@@ -46,7 +59,7 @@ def draw_reconstructions(model: nn.Module, points: Tensor, path: Path, seed: int
                 ("visible and reconstructed points", [(seen, VISIBLE), (predicted, PREDICTED)]),
             ]
         )
-    draw_clouds([rows[0], *([("", clouds) for _, clouds in row] for row in rows[1:])], path)
+    save_figure(_figure_of(rows, names=[""] * len(rows))[0], path)
 
 
 def draw_parts(points: Tensor, true: Tensor | None, predicted: Tensor, names: Sequence[str], path: Path) -> None:
@@ -74,26 +87,57 @@ def draw_parts(points: Tensor, true: Tensor | None, predicted: Tensor, names: Se
     save_figure(figure, path)
 
 
-def draw_saliency(teacher: nn.Module, points: Tensor, names: Sequence[str], path: Path) -> None:
-    """Write a PNG with a row per shape: depth image and, over it, the saliency of a 2D teacher, for each side.
+def draw_saliency(looks: dict[str, TeacherLook], points: Tensor, names: Sequence[str], path: Path) -> None:
+    """Write a PNG with a row per shape: its depth images; for each teacher the saliency over them and on the cloud.
 
     Args:
-        teacher: a teacher of `models.teacher`.
-        points: (B, N, 3) clouds on the teacher's device.
+        looks: name of a teacher → what it sees of the shapes. The depth images are those of the first.
+        points: (B, N, 3) on the CPU, y up.
         names: of the shapes.
         path: the file to write, in an existing folder.
     """
-    look = teacher_look(teacher, points)
-    figure, axes = plt.subplots(len(points), 2 * len(VIEWS), figsize=(12, 2.1 * len(points)), squeeze=False)
-    for shape, row in enumerate(axes):
-        for view in range(len(VIEWS)):
-            for panel, is_saliency in zip(row[2 * view : 2 * view + 2], (False, True), strict=True):
-                panel.imshow(look.images[view, shape].numpy(), cmap="gray")
-                if is_saliency:
-                    panel.imshow(look.saliency[view, shape].numpy(), cmap="inferno", alpha=0.7)
-                panel.set_axis_off()
-        row[0].set_title(names[shape])
-    save_figure(figure, path)
+    images = next(iter(looks.values())).images
+    rows: list[list[Panel]] = []
+    for shape in range(len(points)):
+        row: list[Panel] = [(f"side {view + 1}", Depth(images[view, shape])) for view in range(len(VIEWS))]
+        for teacher, look in looks.items():
+            sides = zip(images[:, shape], look.saliency[:, shape], strict=True)
+            row += [(teacher, Depth(*side)) for side in sides]
+            row.append((f"{teacher}, cloud", [(points[shape], _brightness(look.of_points[shape]))]))
+        rows.append(row)
+    save_figure(_figure_of(rows, 1.6, names)[0], path)
+
+
+def draw_overview(
+    points: Tensor,
+    found: dict[str, Tensor],
+    look: TeacherLook | None,
+    colours: Tensor,
+    names: Sequence[str],
+    path: Path,
+) -> None:
+    """Write a PNG with a row per shape: what pre-training does with it, from the cloud to its features.
+
+    Args:
+        points: (B, N, 3) on the CPU, y up.
+        found: what `reconstructions` returned.
+        look: what the 2D teacher sees, if there is one.
+        colours: (B, N, 3) of the features, red, green and blue.
+        names: of the shapes.
+        path: the file to write, in an existing folder.
+    """
+    rows: list[list[Panel]] = []
+    for shape in range(len(points)):
+        seen, predicted = _seen_and_predicted(found, shape)
+        row: list[Panel] = [("a cloud", [(points[shape], VISIBLE)])]
+        if look is not None:
+            row.append(("seen from one side", Depth(look.images[0, shape])))
+            row.append(("where the 2D teacher looks", Depth(look.images[0, shape], look.saliency[0, shape])))
+        row.append(("visible points", [(seen, VISIBLE)]))
+        row.append(("and predicted points", [(seen, VISIBLE), (predicted, PREDICTED)]))
+        row.append(("features", [(points[shape], colours[shape].numpy())]))
+        rows.append(row)
+    save_figure(_figure_of(rows, 2.4, names)[0], path)
 
 
 def draw_values(points: Tensor, panels: dict[str, Tensor], names: Sequence[str], path: Path) -> None:
@@ -111,8 +155,7 @@ def draw_values(points: Tensor, panels: dict[str, Tensor], names: Sequence[str],
         row = []
         for title, values in panels.items():
             of_shape = values[shape]
-            scale = plt.Normalize(float(of_shape.min()), float(torch.quantile(of_shape, SCALED)), clip=True)
-            colours = of_shape.numpy() if of_shape.ndim == 2 else plt.cm.inferno(scale(of_shape.numpy()))
+            colours = of_shape.numpy() if of_shape.ndim == 2 else _brightness(of_shape)
             row.append((f"{name}\n{title}", [(points[shape], colours)]))
         rows.append(row)
     draw_clouds(rows, path)
@@ -131,6 +174,18 @@ def save_figure(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
+def _seen_and_predicted(found: dict[str, Tensor], cloud: int) -> tuple[Tensor, Tensor]:
+    """Points of the visible tokens of a cloud, and those predicted for the others; `found` is of `reconstructions`."""
+    visible = found["visible"][cloud]
+    return found["neighborhoods"][cloud][visible], found["predictions"][cloud][~visible]
+
+
+def _brightness(values: Tensor) -> Sequence:
+    """Colours of the (N,) values of a shape, of which the highest hundredth is brightest."""
+    scale = plt.Normalize(float(values.min()), float(torch.quantile(values, SCALED)), clip=True)
+    return plt.cm.inferno(scale(values.numpy()))
+
+
 def _part_panels(points: Tensor, true: Tensor | None, predicted: Tensor, name: str) -> list[Panel]:
     """Panels of a shape of (N, 3) points with (N,) parts."""
 
@@ -147,19 +202,39 @@ def _part_panels(points: Tensor, true: Tensor | None, predicted: Tensor, name: s
     ]
 
 
-def _figure_of(rows: Sequence[Sequence[Panel]]) -> tuple[Figure, Sequence[Sequence[Axes3D]]]:
-    """Draw a grid of panels; a row may be shorter than others."""
+def _figure_of(
+    rows: Sequence[Sequence[Panel]], side: float = 2.8, names: Sequence[str] | None = None
+) -> tuple[Figure, list[list[Axes]]]:
+    """Draw a grid of panels, of which a row may have fewer than another.
+
+    Args:
+        rows: of panels.
+        side: of a panel, in inches.
+        names: of the rows, written at their left. The titles of the first row are then those of the columns.
+
+    Returns:
+        The figure, and the axes of each panel.
+    """
     columns = max(map(len, rows))
-    figure, axes = plt.subplots(
-        *(len(rows), columns), figsize=(3 * columns, 2.6 * len(rows)), subplot_kw={"projection": "3d"}, squeeze=False
-    )
-    for row, panels in zip(axes, rows, strict=True):
-        for axis in row:
+    figure = plt.figure(figsize=(side * columns, side * len(rows)))
+    axes: list[list[Axes]] = []
+    for row, panels in enumerate(rows):
+        axes.append([])
+        for column, (title, content) in enumerate(panels):
+            clouds = None if isinstance(content, Depth) else content
+            place = (len(rows), columns, row * columns + column + 1)
+            axis = figure.add_subplot(*place, projection=None if clouds is None else "3d")
             axis.set_axis_off()
-        for axis, (title, clouds) in zip(row, panels, strict=False):
-            for points, colour in clouds:
+            axis.set_title(title if names is None or row == 0 else "")
+            if names is not None and column == 0:
+                axis.annotate(names[row], (-0.1, 0.5), xycoords="axes fraction", rotation=90, ha="center", va="center")
+            if clouds is None:
+                axis.imshow(content.image.numpy(), cmap="gray")
+                if content.over is not None:
+                    axis.imshow(content.over.numpy(), cmap="inferno", alpha=0.7)
+            for points, colour in clouds or ():
                 _scatter(axis, points.reshape(-1, 3), colour)
-            axis.set_title(title)
+            axes[-1].append(axis)
     return figure, axes
 
 
@@ -168,4 +243,4 @@ def _scatter(axis: Axes3D, points: Tensor, color: str | Sequence) -> None:
     axis.scatter(x, -z, y, s=4, c=color, depthshade=False)  # matplotlib's third axis points up
     for set_limits in (axis.set_xlim, axis.set_ylim, axis.set_zlim):
         set_limits(-0.8, 0.8)
-    axis.set_box_aspect((1, 1, 1))
+    axis.set_box_aspect((1, 1, 1), zoom=ZOOM)

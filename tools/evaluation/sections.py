@@ -19,7 +19,7 @@ from datasets.published import CATEGORIES, PARTS
 from models.projection import VIEWS
 from tools.evaluation.charts import curve, quantities_of, row_shares
 from tools.evaluation.clouds import Clouds
-from tools.evaluation.explain import Decisions, Masking, TeacherLook
+from tools.evaluation.explain import Decisions, TeacherLook
 from tools.evaluation.figures import SCALED
 from tools.evaluation.page import packed, picture
 
@@ -52,11 +52,11 @@ def reconstruction(clouds: Clouds, found: Mapping[str, Tensor]) -> dict[str, Any
     )
 
 
-def guidance(clouds: Clouds, look: TeacherLook, masked: Masking) -> dict[str, Any]:
-    """Depth images with the teacher's saliency over them; saliency and mask probability on the cloud."""
+def guidance(clouds: Clouds, look: TeacherLook, probability: Tensor) -> dict[str, Any]:
+    """Depth images with the teacher's saliency over them; saliency and (B, N) mask probability on the cloud."""
     shapes = []
     for index, name in enumerate(clouds.names):
-        values = {"saliency": masked.saliency[index], "probability to be masked": masked.probability[index]}
+        values = {"saliency": look.of_points[index], "probability to be masked": probability[index]}
         layers = [_valued(title, found, "") for title, found in values.items()]
         shape = _shape(name, "", [clouds.points[index]], layers)
         shape["images"] = [
