@@ -53,13 +53,6 @@ def test_the_head_of_the_how_to_learns_and_its_encoder_too(here, capsys):
     assert len(moved) > len(before) / 2
 
 
-@pytest.mark.parametrize("document", ["docs/LIBRARY.md", "README.md"])
-def test_the_first_lines_of_the_library_run(here, document):
-    names = {"__name__": "library"}
-    exec(python(text_of(Path(document)))[0], names)
-    assert names["out"].per_point.shape[:2] == (8, 1024)
-
-
 @pytest.fixture
 def my_main(here):
     """`my_main.py` of docs/HEADS.md has been imported; its model is forgotten afterwards."""
