@@ -176,8 +176,9 @@ def weights() -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_commands_parse_and_their_files_exist_or_are_to_be_got(document, tmp_path, capsys):
     complaints, given = {}, [*filter(None, commands(text_of(document)))]
-    lines = "\n".join(fenced(text_of(document), "", "bash"))
-    assert len(given) >= len(re.findall(r"^(?:python|torchrun) .", lines, re.MULTILINE))  # none is overlooked
+    blocks = "".join(fenced(text_of(document), "", "bash"))
+    of_blocks = [*filter(None, commands(f"```\n{blocks}```\n"))]
+    assert len(of_blocks) >= len(re.findall(r"^(?:python|torchrun) .", blocks, re.MULTILINE))  # none is overlooked
     for words in given:
         found = [*filter(None, [refused(words, tmp_path)]), *given_files(words)]
         if found:
