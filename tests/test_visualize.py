@@ -527,7 +527,7 @@ def test_commands_of_the_documents_are_ones(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     texts = [(REPOSITORY / name).read_text() for name in ("docs/PICTURES.md", "README.md")]
     commands = [line for text in texts for line in re.findall(r"^python -m tools\.visualize (.+)$", text, re.MULTILINE)]
-    assert len(commands) == 6
+    assert len(commands) == 8
     for command in commands:
         args = visualize.parse_args(shlex.split(command))
         assert args.config is None or load_config(args.config).model.NAME
