@@ -14,6 +14,7 @@ from datasets.hints import check_source
 from datasets.sources import SOURCES, Source
 from utils.command import Parser, run_command
 from utils.files import make_folder, sha256_of
+from utils.nearest import did_you_mean_path
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def get(name: str, root: Path, archive: Path | None = None, sha256: str | None =
     if archive is None:
         download(str(source.url), whole, sha256 or source.sha256)
     elif not whole.is_file():
-        raise FileNotFoundError(f"--archive {whole}: there is no such file")
+        raise FileNotFoundError(f"--archive {whole}: there is no such file. {did_you_mean_path(whole)}".strip())
     elif sha256 is not None and (found := sha256_of(whole)) != sha256.lower():
         raise ValueError(f"{whole} has the SHA-256 {found}, not {sha256.lower()}")
     make_folder(target.parent)

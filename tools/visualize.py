@@ -17,6 +17,7 @@ from utils.command import MAX_SEED, Parser, integer_from, run_command
 from utils.config import FINE_TUNE, PRE_TRAIN, load_config
 from utils.files import make_folder
 from utils.logger import setup_logger
+from utils.nearest import did_you_mean_path
 
 if TYPE_CHECKING:  # what imports PyTorch, which takes seconds, is imported where it is used
     from torch import nn
@@ -321,7 +322,8 @@ def history_of(folder: Path) -> list[dict[str, float]]:
     if not histories and run.resumable:
         histories = [run.latest()[1].get("history", [])]
     if not histories and not folder.is_dir():
-        raise FileNotFoundError(f"--runs {folder} does not exist; give folders below experiments/")
+        hint = did_you_mean_path(folder, Path.is_dir)
+        raise FileNotFoundError(f"--runs {folder} does not exist; {hint}give folders below experiments/")
     if not histories or not histories[-1]:
         raise ValueError(f"--runs {folder} holds no run that has trained an epoch; give folders below experiments/")
     return histories[-1]
