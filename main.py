@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Pre-train, probe, fine-tune or test; `python main.py --help` has an example of each."""
 
 import importlib

@@ -1,5 +1,6 @@
 """What `--help` promises: its examples run, its flags are those that the parser takes, its files are left behind."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,9 @@ import main
 from datasets.synthetic import write_fewshot, write_s3dis, write_shapenetpart
 from tests import test_few_shot, test_s3dis
 from tests.playground import CONFIGS, FINETUNE_DATA, changed, make_playground, write_config
+from tests.test_commands import touch
 from utils import parser
+from utils.command import Parser
 from utils.parser import parse_args
 from utils.usage import FLAGS, MODES, only_of
 
@@ -185,3 +188,46 @@ def test_a_mode_leaves_what_its_help_says(here, capsys, mode):
     assert left_by(folder) == set(MODES[mode].leaves)
     said = help_of(capsys, mode).partition("leaves:\n")[2]
     assert f"{', '.join(MODES[mode].leaves)} and a log in experiments/" in said
+
+
+# ---- the other commands ----
+
+MODULES = sorted(
+    re.sub(r"/__main__$", "", str(path.relative_to(ROOT).with_suffix(""))).replace("/", ".")
+    for room in ("tools", "datasets")
+    for path in (ROOT / room).rglob("*.py")
+    if "= Parser(" in path.read_text()
+)
+THERE = {"tools.search": ["features.npz"]}  # beside the checkpoints
+
+
+class Parsed(Exception):
+    """A command line was read, and nothing was done yet."""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_commands_end_their_help_with_examples_that_parse(weights, monkeypatch, capsys, module):
+    touch("ckpts/demo-teacher.safetensors", "cfgs/demo/pre-train.yaml", *THERE.get(module, []))
+    (Path.cwd() / "cfgs/pre-training").symlink_to(ROOT / "cfgs/pre-training")
+    (Path.cwd() / "cfgs/dataset").symlink_to(ROOT / "cfgs/dataset")
+    package = module if module != "datasets.synthetic" else f"{module}.__main__"
+    command = importlib.import_module(package)
+    with pytest.raises(SystemExit):
+        command.main(["--help"])
+    examples = capsys.readouterr().out.partition("\nexamples:\n")[2].splitlines()
+    assert examples
+    parse = Parser.parse_args
+
+    def stop(*arguments):
+        raise Parsed(parse(*arguments))
+
+    for example in examples:
+        assert example.startswith(f"  python -m {module}")
+        argv = shlex.split(example)[3:]
+        if hasattr(command, "parse_args"):
+            command.parse_args(argv)
+        with monkeypatch.context() as patch:
+            patch.setattr(Parser, "parse_args", stop)
+            with pytest.raises(Parsed):
+                command.main(argv)
+        assert all((ROOT / config).is_file() for config in re.findall(r"--config (\S+)", example))

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.visualize`: what a trained model makes of shapes, as pictures and as one page that can be turned.
 
 Of a pre-training model the page shows true and predicted points, features and what its 2D teacher looks at; of a
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.command import MAX_SEED, Parser, integer_from, run_command
+from utils.command import MAX_SEED, Parser, file_there, integer_from, run_command, weights_file
 from utils.config import FINE_TUNE, PRE_TRAIN, load_config
 from utils.files import make_folder
 from utils.logger import setup_logger
@@ -35,12 +36,20 @@ Sections = list[dict[str, Any]]
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Read the command line and refuse what contradicts itself."""
-    parser = Parser(prog="python -m tools.visualize", description=__doc__.partition(": ")[2].split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.visualize",
+        description=__doc__.partition(": ")[2].split("\n\n")[0],
+        examples=[
+            "python -m tools.visualize --config cfgs/demo/pre-train.yaml -o pictures "
+            "--ckpts experiments/demo/pre-train/demo/ckpt-last.pth",
+            "python -m tools.visualize --runs experiments/demo/pre-train/demo -o pictures",
+        ],
+    )
     parser.add_argument(
         "inputs", nargs="*", type=Path, metavar="INPUT", help="clouds, meshes or folders of them; else the test split"
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="of the model")
-    parser.add_argument("--ckpts", type=Path, metavar="FILE", help="its weights")
+    parser.add_argument("--config", type=file_there, metavar="FILE", help="of the model")
+    parser.add_argument("--ckpts", type=weights_file, metavar="FILE", help="its weights")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], metavar="RUN", help="folders of runs whose curves are drawn"

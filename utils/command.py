@@ -46,13 +46,13 @@ class Parser(argparse.ArgumentParser):
         examples = "".join(f"  {example}\n" for example in self.examples)
         return super().format_help() + (f"\nexamples:\n{examples}" if examples else "")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, or complete what is typed where a shell asks for it, and end there."""
         if completes():
             _complete(self)
         flags = (str(arg).partition("=")[0] for arg in (sys.argv[1:] if args is None else args))
         self._unknown = next((f for f in flags if f.startswith("--") and f not in self._option_string_actions), None)
-        return super().parse_known_args(args, namespace)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """End the command with exit code 2; a flag that is missing may be there, misspelt."""
