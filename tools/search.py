@@ -5,7 +5,7 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
-from utils.command import Parser, integer_from, run_command, weights_file
+from utils.command import Parser, integer_from, run_command
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument("--top", type=integer_from(1), default=5, metavar="N", help="shapes to find (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="picture to write, a .png")
     parser.add_argument(
-        "--ckpts", type=weights_file, metavar="FILE", help="the checkpoint of FEATURES (default: where it was then)"
+        "--ckpts", type=Path, metavar="FILE", help="the checkpoint of FEATURES (default: where it was then)"
     )
     args = parser.parse_args(argv)
     if args.output is not None and args.output.suffix != ".png":

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.command import MAX_SEED, Parser, file_there, integer_from, run_command, weights_file
+from utils.command import MAX_SEED, Parser, integer_from, run_command
 from utils.config import FINE_TUNE, PRE_TRAIN, load_config
 from utils.files import make_folder
 from utils.logger import setup_logger
@@ -48,8 +48,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument(
         "inputs", nargs="*", type=Path, metavar="INPUT", help="clouds, meshes or folders of them; else the test split"
     )
-    parser.add_argument("--config", type=file_there, metavar="FILE", help="of the model")
-    parser.add_argument("--ckpts", type=weights_file, metavar="FILE", help="its weights")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="of the model")
+    parser.add_argument("--ckpts", type=Path, metavar="FILE", help="its weights")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to write")
     parser.add_argument(
         "--runs", nargs="+", type=Path, default=[], metavar="RUN", help="folders of runs whose curves are drawn"
