@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            hint = did_you_mean(value, action.choices) if isinstance(value, str) else ""
+            hint = did_you_mean(value, action.choices)
             choices = ", ".join(map(str, action.choices))
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}choose from {choices}")
 
