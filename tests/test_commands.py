@@ -211,7 +211,7 @@ def touch(*names):
         (
             ["data/ScanObjectNN/x", "ckpts/point-m2ae_pre-train.pth", "ckpts/point-m2ae_scan_pb.pth"],
             [
-                "cfgs/fine-tuning/point-m2ae_scan_pb.yaml --finetune_model --exp_name finetune --ckpts ckpts/point-m2ae_",
+                "cfgs/fine-tuning/point-m2ae_scan_pb.yaml --finetune_model --exp_name finetune --ckpts ckpts/point-m2",
                 "cfgs/fine-tuning/point-m2ae_scan_pb.yaml --test --exp_name test --ckpts ckpts/point-m2ae_scan_pb.pth",
             ],
             [],
@@ -237,6 +237,7 @@ def touch(*names):
             ],
             ["small, on generated", "cfgs/fine-tuning"],
         ),
+        (["data/synthetic/ScanObjectNN/x"], ["see it work, in minutes: make demo"], ["cfgs/", "README.md"]),
         (
             ["data/my_shapes/a/1.ply"],
             [
@@ -278,6 +279,18 @@ def test_without_a_command_line_it_says_what_can_be_done(empty, capsys, there, s
         if command == "main.py":
             args = parse_args(flags.split())
             assert load_config(args.config).model
+
+
+def test_of_your_own_data_a_classifier_is_told_from_an_encoder(empty, capsys):
+    run = Path("experiments/own-data/i2p-mae/a")
+    touch("data/my_shapes/a/1.ply", run / "ckpt-best.pth", run / "ckpt-last.pth")
+    (run / "config.yaml").write_text("dataset: {}\nmodel: {NAME: Any, num_classes: 4}\n")
+    main.main([])
+    text = capsys.readouterr().out
+    assert (
+        f"python main.py --config cfgs/own-data/i2p-mae.yaml --test --exp_name test --ckpts {run}/ckpt-best.pth" in text
+    )
+    assert "--finetune_model" not in text
 
 
 @pytest.mark.parametrize(

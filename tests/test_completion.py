@@ -84,3 +84,21 @@ def test_a_shell_that_asks_where_argcomplete_is_missing_is_told_nothing_and_noth
         main.main([])
     assert ended.value.code == 1
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_lines_of_the_readme_complete_in_bash():
+    pytest.importorskip("argcomplete")
+    readme = (ROOT / "README.md").read_text()
+    install, activate, typed = re.search(
+        r"^(pip .*shell.txt)\n(eval .*?) +#.*\n(.*)<TAB>$", readme, re.MULTILINE
+    ).groups()
+    assert "argcomplete" in (ROOT / install.split()[-1]).read_text()
+    script = f"""
+export PATH={Path(sys.executable).parent}:$PATH
+{activate}
+COMP_LINE="{typed}" COMP_POINT={len(typed)} COMP_WORDS=({typed}) COMP_CWORD=3
+_python_argcomplete_global python 2>/dev/null
+echo "${{COMPREPLY[*]}}"
+"""
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "cfgs/pre-training/\n"

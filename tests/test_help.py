@@ -231,3 +231,31 @@ def test_commands_end_their_help_with_examples_that_parse(weights, monkeypatch, 
             with pytest.raises(Parsed):
                 command.main(argv)
         assert all((ROOT / config).is_file() for config in re.findall(r"--config (\S+)", example))
+
+
+def test_a_flag_that_is_missing_may_be_there_misspelt(capsys):
+    from tools.features import parse_args
+
+    for given, message in (
+        ("--ckpt", "unknown flag --ckpt; did you mean --ckpts?; python -m tools.features --help lists the flags"),
+        ("--zzz", "unknown flag --zzz; python -m tools.features --help lists the flags"),
+        ("--seed", "the following arguments are required: --ckpts; python -m tools.features --help lists the flags"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            parse_args(["a.ply", given, "1", "-o", "b.npz"])
+        assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_weights_that_are_missing_are_told_with_the_nearest_before_pytorch_is_imported(weights, capsys):
+    from tools import convert, export, features
+
+    for command, flags in (
+        (features, ["a.ply", "-o", "b.npz", "--ckpts"]),
+        (export, ["a.onnx", "--ckpts"]),
+        (convert, ["b.pth"]),
+    ):
+        argv = ["ckpts/pre-trian.pth", *flags] if command is convert else [*flags, "ckpts/pre-trian.pth"]
+        with pytest.raises(SystemExit, match="2"):
+            command.main(argv)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "no such file: ckpts/pre-trian.pth; did you mean ckpts/pre-train.pth? ckpts/README.md says" in line

@@ -41,6 +41,7 @@ def disk(tmp_path, monkeypatch):
         ("ckpt/pre-train.pth", "ckpts/pre-train.pth"),
         ("pre-training/point-m2ae.yaml", "cfgs/pre-training/point-m2ae.yaml"),  # a folder is missing
         ("cfgs/linear-svm/scan_pb.yaml", "cfgs/fine-tuning/scan_pb.yaml"),  # another folder
+        ("cfgs/.hidden/scan-pb.yaml", "cfgs/.hidden/scan_pb.yaml"),
         ("cfgs/i2p-mae.yaml", "cfgs/own-data/i2p-mae.yaml, cfgs/pre-training/i2p-mae.yaml"),
         (
             "experiments/demo/pre-train/NAME/ckpt-last.pth",
@@ -66,7 +67,7 @@ def test_nothing_is_asked_where_nothing_is_near(disk, given):
 
 
 def test_a_folder_is_asked_for_where_one_is_needed(disk):
-    given = "data/ShapeNet55/shapenet_pc"
+    given = "data/ShapeNet55/shapenet-pc"
     assert did_you_mean_path(given) == ""
     assert did_you_mean_path(given, Path.is_dir) == "did you mean data/ShapeNet55-34/shapenet_pc? "
 

@@ -134,7 +134,7 @@ def test_each_precision_can_be_given(amp: str) -> None:
         (["--scratch_model", "--test_svm", "scan"], "not allowed with argument --scratch_model"),
         (["--test_svm", "shapenet", "--ckpts", "W"], "invalid choice: 'shapenet'"),
         (["--test", "--ckpts", "/nowhere/a.pth"], "no such file: /nowhere/a.pth"),
-        (["--start_ckpts", "/nowhere/a.pth"], "no such file: /nowhere/a.pth"),
+        (["--start_ckpts", "/nowhere/a.pth"], "no such file: /nowhere/a.pth; ckpts/README.md says where to get"),
         (["--test", "--ckpts", "/"], "/ is a folder; name a file in it"),
         (["--ckpt", "W"], "unknown flag --ckpt; did you mean --ckpts?; python main.py --help lists the flags"),
         (["--finetune_modle", "--ckpts", "W"], "unknown flag --finetune_modle; did you mean --finetune_model?"),

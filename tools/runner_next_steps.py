@@ -22,6 +22,7 @@ FINE_TUNE = "python main.py --config {} --finetune_model --exp_name finetune --c
 TEST = "python main.py --config {} --test --exp_name test --ckpts {}"
 VISUALIZE = "python -m tools.visualize --config {} --ckpts {} -o pictures"
 FEATURES = "python -m tools.features --ckpts {} {} -o features.npz"
+DEMO = "see it work, in minutes: make demo"
 OWN = "cfgs/own-data/i2p-mae.yaml"
 OWN_ROOT = "my_shapes"  # of that config
 CLASS_KEYS = ("num_classes", "cls_dim")  # of a classifier's model
@@ -70,7 +71,7 @@ def report() -> str:
     found = {f"data in {DATA}/": data, f"weights in {CHECKPOINTS}/": weights, f"runs in {EXPERIMENTS}/": runs}
     lines = [f"{where}: {_some([str(path) for path in paths])}" for where, paths in found.items()]
     steps = [f"continue what was interrupted: {command}" for command in continuing()[:CONTINUED]]
-    steps += [] if data or weights or runs else ["see it work, in minutes: make demo"]
+    steps += [] if data or weights or runs else [DEMO]
     steps += _next_steps({path.name for path in data}) if data else _ways_to_data()
     return "\n".join([*lines, *steps, "python main.py --help lists every mode and flag"])
 
@@ -105,6 +106,8 @@ def _first_steps() -> Iterator[str]:
         yield f"pre-train{before}: {PRE_TRAIN}"
     if _has("ShapeNet", SMALL) and _has("ScanObjectNN", SMALL):
         yield f"pre-train, small, on generated shapes: {SMALL_PRE_TRAIN}"
+    elif (DATA / SMALL).is_dir():
+        yield DEMO
     for task in [name for name, source in TASKS.items() if _has(source)][:1]:
         yield f"recognise without training: {BANK.format(task)}"
 
