@@ -101,4 +101,4 @@ _python_argcomplete_global python 2>/dev/null
 echo "${{COMPREPLY[*]}}"
 """
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout == "cfgs/pre-training/\n"
+    assert done.stdout == "modelnet40\n"
