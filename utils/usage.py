@@ -41,7 +41,8 @@ MODES = {
             "python main.py --config cfgs/demo/pre-train.yaml --exp_name demo",
         ),
         (*_TRAINED, "reconstructions.png"),
-        "ckpt-best.pth is of the epoch with the best linear SVM. The last example is small: `make demo` makes its data",
+        "ckpt-best.pth is of the epoch with the best linear SVM; the picture is of models that predict points. The "
+        "last example is small: `make demo` makes its data",
     ),
     "linear-svm": Mode(
         "linear SVM on the features of a frozen encoder",
