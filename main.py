@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Pre-train, probe, fine-tune or test; `python main.py --help` has an example of each."""
 
 import importlib
@@ -11,9 +12,10 @@ from typing import Any
 from easydict import EasyDict
 
 from tools.training.modes import OTHER_MODE, PRE_TRAINING
-from utils.command import run_command
+from utils.command import completes, run_command
 from utils.config import FINE_TUNE, PRE_TRAIN, load_config
 from utils.parser import parse_args
+from utils.usage import only_of
 
 RUNNERS = {  # flag → runner; without a flag: pre-training
     "plug_in": "runner_plug_in",  # of --test
@@ -58,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def start(argv: list[str]) -> int:
     """Do what the command line asks; without one, say what could be done; returns the exit code."""
-    if not argv:
+    if not argv and not completes():
         print(runner("runner_next_steps").report())
         return EXIT_USAGE
     args = parse_args(argv)
@@ -105,7 +107,7 @@ def choose_runner(args: Namespace, config: EasyDict) -> tuple[ModuleType, Callab
     task = TASKS.get(name, {}).get(data.get("NAME"), name)
     if name in ("runner_pretrain", "runner_test"):
         task = MODELS.get(config.model.NAME, task)
-    if task != "runner_few_shot" and (args.way, args.shot, args.fold) != (None, None, None):
+    if task != "runner_few_shot" and args.given.intersection(only_of("few-shot")):
         raise ValueError(
             f"--way, --shot and --fold choose few-shot tasks, and {args.config} in this mode has none; drop them, or "
             "choose a config of cfgs/few-shot/ with --finetune_model, --scratch_model or --test, or "

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Command line: say which data sets are there, what they hold, what is wrong with them, and how to get the others."""
 
 import argparse
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.hints import check_source
 from datasets.sources import SOURCES, Source
-from utils.command import Parser, run_command
+from utils.command import Parser, file_there, run_command
 from utils.config import load_config
 from utils.tables import format_table
 
@@ -25,11 +26,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Say which of the published data sets are there, whole, and as published. Exit code 0 when all "
         "that were asked for are there and whole, be they the published ones, a part of them or generated shapes "
         "(the column `is` says which), 1 otherwise.",
+        examples=["python -m datasets.check", "python -m datasets.check ShapeNet --root data/synthetic --full"],
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SOURCES)} (all)")
+    names = parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SOURCES)} (all)")
+    names.completer = lambda **_: list(SOURCES)  # of argcomplete, where a shell asks it
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (%(default)s)")
-    where.add_argument("--config", type=Path, metavar="FILE", help="look at what this config reads, instead")
+    where.add_argument("--config", type=file_there, metavar="FILE", help="look at what this config reads, instead")
     parser.add_argument("--full", action="store_true", help="read every cloud: not finite, all zeros, the same twice")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     args = parser.parse_args(argv)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Command line: download a published data set and put it where it belongs, or say what a person has to do for it."""
 
 import argparse
@@ -14,6 +15,7 @@ from datasets.hints import check_source
 from datasets.sources import SOURCES, Source
 from utils.command import Parser, run_command
 from utils.files import make_folder, sha256_of
+from utils.nearest import did_you_mean_path
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def get(name: str, root: Path, archive: Path | None = None, sha256: str | None =
     if archive is None:
         download(str(source.url), whole, sha256 or source.sha256)
     elif not whole.is_file():
-        raise FileNotFoundError(f"--archive {whole}: there is no such file")
+        raise FileNotFoundError(f"--archive {whole}: there is no such file. {did_you_mean_path(whole)}".strip())
     elif sha256 is not None and (found := sha256_of(whole)) != sha256.lower():
         raise ValueError(f"{whole} has the SHA-256 {found}, not {sha256.lower()}")
     make_folder(target.parent)
@@ -76,8 +78,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Download a published data set and unpack it where it belongs. Interrupted, the same command goes "
         "on. What is there already is never touched. Where a form or a drive stands in the way, the steps to do by "
         "hand are printed and the exit code is 1.",
+        examples=["python -m datasets.download ModelNet40_SVM"],
     )
-    parser.add_argument("name", metavar="NAME", help=f"of {', '.join(SOURCES)}")
+    name = parser.add_argument("name", metavar="NAME", help=f"of {', '.join(SOURCES)}")
+    name.completer = lambda **_: list(SOURCES)  # of argcomplete, where a shell asks it
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (%(default)s)")
     parser.add_argument("--sha256", type=_digest, metavar="HEX", help="refuse an archive with another SHA-256")
     parser.add_argument("--archive", type=Path, metavar="FILE", help="unpack this one, instead of downloading")

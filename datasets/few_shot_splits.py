@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Draw few-shot tasks from ModelNet40 and write them in the published layout, where the published files are missing.
 
 Each class of a task has `shot` training clouds of ModelNet40's training split and, to test on, 20 clouds of its test
@@ -126,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m datasets.few_shot_splits",
         description="Draw few-shot tasks from ModelNet40 with normals, in the layout of ModelNetFewshot (about 2 GB). "
         "Files that exist are never touched.",
+        examples=["python -m datasets.few_shot_splits", "python -m datasets.few_shot_splits --folds 2 --test 10"],
     )
     source, out = Path("data/ModelNet/modelnet40_normal_resampled"), Path("data/ModelNetFewshot")
     parser.add_argument("--source", type=Path, default=source, help="folder to draw from (%(default)s)")

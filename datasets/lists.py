@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Command line: draw train.txt and test.txt of ShapeNet-55 from the files on disk, where the published are missing.
 
 The split is ours, not the published one: of each taxonomy a fifth is for the test, as many as the published lists have
@@ -73,6 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m datasets.lists",
         description="Draw train.txt and test.txt of ShapeNet-55 from the .npy files on disk. The split is not the "
         "published one, and a file beside the lists says so. Lists that are there are never touched.",
+        examples=["python -m datasets.lists"],
     )
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (%(default)s)")
     parser.add_argument("--seed", type=integer_from(0), default=0, help="seed of the draw (%(default)s)")

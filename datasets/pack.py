@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Command line: pack the files of ShapeNet-55 into one memory-mapped array, which reads faster; or check a pack."""
 
 import argparse
@@ -238,6 +239,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m datasets.pack",
         description="Pack the .npy files of ShapeNet-55 into one array beside them, <PC_PATH>.packed/, which "
         "pre-training then reads by itself. Interrupted, the same command continues.",
+        examples=["python -m datasets.pack", "python -m datasets.pack --check"],
     )
     parser.add_argument(
         "--config",

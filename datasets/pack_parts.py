@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Command line: pack the text files of ShapeNetPart into one file, which reads faster; or check a pack."""
 
 import argparse
@@ -99,7 +100,11 @@ def listed(root: Path, entry: Entry, there: bool = True) -> dict[str, tuple[Path
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pack or check, as the command line asks."""
-    parser = Parser(prog="python -m datasets.pack_parts", description=__doc__)
+    parser = Parser(
+        prog="python -m datasets.pack_parts",
+        description=__doc__,
+        examples=["python -m datasets.pack_parts", "python -m datasets.pack_parts --check"],
+    )
     default = Path("data", SOURCES[NAME].home)
     parser.add_argument("--root", type=Path, default=default, metavar="FOLDER", help="ROOT of the config (%(default)s)")
     parser.add_argument("--check", action="store_true", help="read the whole pack and compare it with its checksums")

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Command line: make the processed .dat files of ModelNet40 with normals from its text files.
 
 Each cloud becomes the farthest point sample of its lines, in the order picked, from the first line on. The published
@@ -163,6 +164,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         prog="python -m datasets.process_modelnet",
         description="Make modelnet40_{train,test}_<N>pts_fps.dat from the text files of ModelNet40 with normals. "
         "Interrupted, the same command goes on; files that are there are never touched.",
+        examples=["python -m datasets.process_modelnet"],
     )
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (%(default)s)")
     parser.add_argument(

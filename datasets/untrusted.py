@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from datasets.hints import WAY_OUT, Entry, way_out
+from utils.nearest import did_you_mean_path
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ def require_folder(path: str | os.PathLike[str], key: str | Entry) -> Path:
     if os.path.isfile(path):
         raise ValueError(f"{key} is {os.path.abspath(path)}, which is a file; give the path of a folder")
     if not os.path.isdir(path):
-        raise FileNotFoundError(f"folder {os.path.abspath(path)} does not exist (config key {key}); {way_out(key)}")
+        hint = did_you_mean_path(path, Path.is_dir)
+        raise FileNotFoundError(
+            f"folder {os.path.abspath(path)} does not exist (config key {key}); {hint}{way_out(key)}"
+        )
     return Path(path)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from models.discrete_vae import DiscreteVAE
 from utils.checkpoint import load_weights
+from utils.nearest import did_you_mean_path
 
 UNTRAINED = "untrained"  # in the place of a checkpoint: random weights
 WHERE = "model.dvae_config.ckpt"
@@ -32,7 +33,7 @@ def fill_frozen(model: DiscreteVAE, ckpt: str | Path | None, role: str, kind: st
     if ckpt is None:
         raise ValueError(f"{WHERE} is not given, the checkpoint of the {role}. {way_out}")
     if not Path(ckpt).exists():
-        raise FileNotFoundError(f"{WHERE} is '{ckpt}', and there is no such file. {way_out}")
+        raise FileNotFoundError(f"{WHERE} is '{ckpt}', and there is no such file. {did_you_mean_path(ckpt)}{way_out}")
     try:
         load_weights(model, ckpt, strict=True)
     except ValueError as error:

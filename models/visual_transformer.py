@@ -1,6 +1,5 @@
 """The frozen transformer of images that ACT's autoencoder passes the words of a cloud through; timm builds it."""
 
-import difflib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from models.frozen import UNTRAINED
 from models.teacher.interface import seeded
 from models.teacher.weights import read_tensors
+from utils.nearest import did_you_mean
 from utils.settings import check_settings
 
 TIMM = "timm"
@@ -87,9 +87,8 @@ def _checked_name(name: str) -> str:
             "vision transformer of timm, such as vit_base_patch16_384 or vit_base_patch16_clip_224.openai"
         )
     if not timm.is_model(name.partition(".")[0]):
-        nearest = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"; did you mean {', '.join(nearest)}?" if nearest else ""
-        raise ValueError(f"visual_embed_type is {name!r}, which is no model of timm{hint}")
+        hint = did_you_mean(name, timm.list_models(), shown=3)
+        raise ValueError(f"visual_embed_type is {name!r}, which is no model of timm; {hint}timm.list_models() has all")
     with torch.device("meta"):
         model = timm.create_model(name)
     if not isinstance(model, VisionTransformer):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 
 import main
 from tests.playground import CONFIGS, make_playground, refuse, run, write_config
-from tools import runner_next_steps
 from utils.command import run_command
+from utils.config import load_config
 from utils.files import atomic_write, make_folder, unwritable
+from utils.parser import parse_args
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,31 +182,86 @@ def touch(*names):
             ["data/README.md", "data/ShapeNet55-34/x", "data/ScanObjectNN/x"],
             [
                 "data/: data/ScanObjectNN, data/ShapeNet55-34",
+                "pre-train, once `python -m datasets.download ModelNet40_SVM` has brought",
                 "cfgs/pre-training/i2p-mae.yaml --exp_name",
+                "without training: python main.py --config cfgs/point-nn/scan_pb.yaml --test_bank --exp_name bank",
                 "ckpts/README",
             ],
             ["make demo", "--finetune_model"],
         ),
+        (
+            ["data/ShapeNet55-34/x", "data/modelnet40_ply_hdf5_2048/x"],
+            ["pre-train: python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pre-train"],
+            ["datasets.download", "without training"],
+        ),
         (["data/ScanObjectNN/x"], ["ckpts/README.md"], ["pre-train:"]),
         (
-            ["data/ScanObjectNN/x", "ckpts/modelnet40.pth", "ckpts/pre-train.pth"],
+            ["data/ModelNet/modelnet40_normal_resampled/x", "ckpts/modelnet40.pth", "ckpts/pre-train.pth"],
             [
                 "ckpts/modelnet40.pth, ckpts/pre-train.pth",
-                "--finetune_model --exp_name finetune --ckpts ckpts/pre-train",
+                "cfgs/fine-tuning/modelnet40.yaml --finetune_model --exp_name finetune --ckpts ckpts/pre-train.pth",
+                "cfgs/fine-tuning/modelnet40.yaml --test --exp_name test --ckpts ckpts/modelnet40.pth",
             ],
-            ["make demo", "pre-train:"],
+            ["make demo", "pre-train:", "get weights", "without training"],
         ),
         (
-            ["data/a/x", *(f"experiments/demo/pre-train/{name}/ckpt-last.pth" for name in "abcde")],
+            ["data/ScanObjectNN/x", "ckpts/modelnet40.pth", "ckpts/point-mae_pre-train.pth"],
+            ["cfgs/point-mae/scan_pb.yaml --finetune_model --exp_name finetune --ckpts ckpts/point-mae_pre-train.pth"],
+            ["--test "],  # its data are not there
+        ),
+        (
+            ["data/ScanObjectNN/x", "ckpts/point-m2ae_pre-train.pth", "ckpts/point-m2ae_scan_pb.pth"],
             [
-                "runs in experiments/: experiments/demo/pre-train/a, ",
-                "and 2 more",
-                "pre-train/a/ckpt-last.pth",
-                "--test",
+                "cfgs/fine-tuning/point-m2ae_scan_pb.yaml --finetune_model --exp_name finetune --ckpts ckpts/point-m2",
+                "cfgs/fine-tuning/point-m2ae_scan_pb.yaml --test --exp_name test --ckpts ckpts/point-m2ae_scan_pb.pth",
             ],
-            ["experiments/demo/pre-train/d"],
+            [],
         ),
         (["ckpts/pre-train.pth"], ["data/README.md"], ["--finetune_model", "make demo"]),
+        (
+            ["data/synthetic/ShapeNet55-34/x", "data/synthetic/ScanObjectNN/x"],
+            ["small, on generated shapes: python main.py --config cfgs/demo/pre-train.yaml --exp_name demo"],
+            ["make demo", "README.md", "cfgs/pre-training"],
+        ),
+        (
+            [
+                *("data/synthetic/ShapeNet55-34/x", "data/synthetic/ScanObjectNN/x"),
+                *(f"experiments/demo/pre-train/{name}/ckpt-last.pth" for name in "abcd"),
+                "experiments/demo/fine-tune/d/ckpt-best.pth",
+            ],
+            [
+                "runs in experiments/: experiments/demo/fine-tune/d, ",
+                "and 2 more",
+                "cfgs/demo/fine-tune.yaml --finetune_model --exp_name finetune --ckpts experiments/demo/pre-train/d/",
+                "cfgs/demo/fine-tune.yaml --test --exp_name test --ckpts experiments/demo/fine-tune/d/ckpt-best.pth",
+                "--config cfgs/demo/pre-train.yaml --ckpts experiments/demo/pre-train/d/ckpt-last.pth -o pictures",
+            ],
+            ["small, on generated", "cfgs/fine-tuning"],
+        ),
+        (["data/synthetic/ScanObjectNN/x"], ["see it work, in minutes: make demo"], ["cfgs/", "README.md"]),
+        (
+            ["data/my_shapes/a/1.ply"],
+            [
+                "docs/OWN_DATA.md): python main.py --config cfgs/own-data/i2p-mae.yaml --exp_name pre-train",
+                "ckpts/README",
+            ],
+            ["make demo", "write data"],
+        ),
+        (
+            ["data/cars/a/1.ply"],
+            ["write data/cars into ROOT of cfgs/own-data/i2p-mae.yaml, then python main.py --config cfgs/own-data/i2p"],
+            ["features"],
+        ),
+        (
+            ["data/cars/a/1.ply", "ckpts/pre-train.pth"],
+            ["python -m tools.features --ckpts ckpts/pre-train.pth data/cars -o features.npz"],
+            ["cfgs/own-data", "--finetune_model"],
+        ),
+        (
+            ["data/my_shapes/a/1.ply", "experiments/own-data/i2p-mae/a/ckpt-last.pth"],
+            ["cfgs/own-data/i2p-mae.yaml --finetune_model --exp_name finetune --ckpts experiments/own-data/i2p-mae/"],
+            ["--test "],
+        ),
     ],
 )
 def test_without_a_command_line_it_says_what_can_be_done(empty, capsys, there, said, unsaid):
@@ -214,27 +271,49 @@ def test_without_a_command_line_it_says_what_can_be_done(empty, capsys, there, s
     assert [part for part in said if part not in text] == []
     assert [part for part in unsaid if part in text] == []
     assert len(text.splitlines()) <= 7
+    (empty / "cfgs").symlink_to(ROOT / "cfgs")
+    commands = re.findall(r"python (main\.py|-m tools\.\w+) (--c.+)$", text, re.MULTILINE)
+    assert len(commands) == len(re.findall(r"--config|-m tools\.features", text))
+    for command, flags in commands:
+        assert re.findall(r"--config (\S+)", flags) or "--ckpts" in flags
+        assert all(Path(path).is_file() for path in re.findall(r"--(?:config|ckpts) (\S+)", flags))
+        if command == "main.py":
+            args = parse_args(flags.split())
+            assert load_config(args.config).model
 
 
-@pytest.mark.parametrize("name", ["DiscreteVAE", "ACTPromptedDiscreteVAEwithVIT"])
-def test_nothing_is_fine_tuned_from_a_tokenizer(empty, capsys, name):
-    run = "experiments/point-bert/dvae/demo"
-    touch("data/a/x", f"{run}/ckpt-last.pth")
-    Path(run, "config.yaml").write_text(f"model:\n  NAME: {name}\n")
+def test_of_your_own_data_a_classifier_is_told_from_an_encoder(empty, capsys):
+    run = Path("experiments/own-data/i2p-mae/a")
+    touch("data/my_shapes/a/1.ply", run / "ckpt-best.pth", run / "ckpt-last.pth")
+    (run / "config.yaml").write_text("dataset: {}\nmodel: {NAME: Any, num_classes: 4}\n")
     main.main([])
     text = capsys.readouterr().out
-    assert f"runs in experiments/: {run}" in text
-    assert "fine-tune" not in text
+    assert (
+        f"python main.py --config cfgs/own-data/i2p-mae.yaml --test --exp_name test --ckpts {run}/ckpt-best.pth" in text
+    )
+    assert "--finetune_model" not in text
 
 
-def test_what_is_offered_parses_and_its_configs_are_shipped(empty):
-    from utils.config import load_config
-    from utils.parser import parse_args
-
-    touch("w.pth")
-    for line in (runner_next_steps.PRE_TRAIN, runner_next_steps.FINE_TUNE, runner_next_steps.TEST):
-        args = parse_args(line.format("w.pth").split()[2:])
-        assert load_config(ROOT / args.config).model
+@pytest.mark.parametrize(
+    ("tokenizer", "data", "config"),
+    [
+        ("point-bert/dvae/dvae", "ShapeNet55-34", "cfgs/point-bert/pre-train.yaml --exp_name pre-train"),
+        ("act/autoencoder/autoencoder", "ShapeNet55-34", "cfgs/act/pre-train.yaml --exp_name pre-train"),
+        ("demo/dvae/demo", "synthetic/ShapeNet55-34", "cfgs/demo/point-bert.yaml --exp_name demo"),
+        ("demo/act-autoencoder/demo", "synthetic/ShapeNet55-34", "cfgs/demo/act.yaml --exp_name demo"),
+    ],
+)
+def test_a_tokenizer_is_what_a_pre_training_starts_with(empty, capsys, tokenizer, data, config):
+    """And nothing is fine-tuned from it."""
+    (empty / "cfgs").symlink_to(ROOT / "cfgs")
+    touch(f"data/{data}/x", "data/ScanObjectNN/x", f"experiments/{tokenizer}/ckpt-best.pth")
+    main.main([])
+    text = capsys.readouterr().out
+    assert f"with the tokenizer that is there: python main.py --config {config}\n" in text
+    assert "--finetune_model" not in text
+    touch(f"experiments/{config.split()[0][5:-5]}/a/ckpt-last.pth")
+    main.main([])
+    assert "tokenizer that is there" not in capsys.readouterr().out
 
 
 # ---- disks ----
@@ -309,6 +388,52 @@ def test_a_disk_that_is_full_at_the_start_is_told(here, capsys, monkeypatch, fla
         patch.setattr(os, "fsync", full)
         line = refuse(capsys, "fine-tuning/modelnet", *flags, exp_name="full")
     assert "cannot write experiments/fine-tuning/modelnet/full/config.yaml: No space left on device; make room" in line
+
+
+# ---- what was interrupted ----
+
+
+def continuing(capsys):
+    capsys.readouterr()
+    main.main([])
+    return re.findall(r"^continue what was interrupted: python main\.py (.+)$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_run_that_was_interrupted_is_continued_by_the_command_that_is_printed(here, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("tools.training.trainer.any_process", lambda *_: True)
+        assert run("fine-tuning/modelnet", "--scratch_model", "--exp_name", "halted") == 75
+    folder = Path("experiments/fine-tuning/modelnet/halted")
+    (command,) = continuing(capsys)
+    assert command == "--config cfgs/fine-tuning/modelnet.yaml --scratch_model --exp_name halted --resume"
+    script = (
+        f"import time; from utils.files import locked; from pathlib import Path\nwith locked(Path({str(folder)!r})):"
+    )
+    held = subprocess.Popen(
+        [sys.executable, "-c", f"{script}\n print('held', flush=True); time.sleep(60)"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    held.stdout.readline()
+    assert continuing(capsys) == []  # it runs
+    held.kill()
+    held.wait()
+    assert continuing(capsys) == [command]
+    assert run("fine-tuning/modelnet", "--test", "--ckpts", folder / "ckpt-last.pth", "--exp_name", "halted") == 0
+    assert continuing(capsys) == [command]  # a test in the same folder is another thing
+    assert main.main([*command.split(), "--num_workers", "0"]) == 0
+    assert continuing(capsys) == []
+
+
+def test_a_fold_is_continued_with_what_chose_it(here, capsys):
+    folder = Path("experiments/few-shot/a/b/5way_10shot/fold0")
+    touch(folder / "ckpt-last.pth")
+    said = "arguments: {'config': PosixPath('cfgs/fine-tuning/modelnet.yaml'), 'exp_name': 'b', 'test_svm': None, "
+    said += "'finetune_model': True, 'scratch_model': False, 'test': False, 'test_bank': False, 'way': 5, 'fold': None}"
+    (folder / "1.log").write_text(f"noise\n{said}\n")
+    expected = "--config cfgs/fine-tuning/modelnet.yaml --finetune_model --way 5 --exp_name b --resume"
+    assert continuing(capsys) == [expected]
+    (folder / "1.log").write_text(said.replace("modelnet.yaml", "gone.yaml"))
+    assert continuing(capsys) == []
 
 
 # ---- what a start that failed leaves ----

@@ -178,12 +178,6 @@ def test_a_part_goes_by_the_name_of_the_whole(here, capsys):
     assert (data["train"]["name"], data["train"]["clouds"]) == ("ModelNet", 27)
 
 
-def test_pretraining_has_nothing_to_hold_out(here, capsys):
-    assert run(PRETRAINING, "--select_on", "val", "--exp_name", "val") == 1
-    assert "error: --select_on val is for fine-tuning" in capsys.readouterr().err
-    assert not Path("experiments", PRETRAINING, "val").exists()
-
-
 # ---- repetitions ----
 
 
@@ -288,5 +282,6 @@ def test_pretraining_on_resident_data_resumes(here):
 
 
 def test_only_shapenet_is_kept_resident(here, capsys):
-    assert run(FINETUNING, "--scratch_model", "--resident_data", "--exp_name", "resident") == 1
-    assert "--resident_data keeps ShapeNet in the device's memory, not ModelNet: drop it" in capsys.readouterr().err
+    write_config(here, "pre-training/other", {**CONFIGS[PRETRAINING], "dataset": CONFIGS[FINETUNING]["dataset"]})
+    line = refuse(capsys, "pre-training/other", "--resident_data")
+    assert "--resident_data keeps ShapeNet in the device's memory, not ModelNet: drop it" in line

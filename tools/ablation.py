@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.ablation`: what the 2D guidance of I2P-MAE does, measured small, under a small teacher.
 
 On generated shapes it pre-trains under a teacher that has learned and one that has not, with either loss alone, with
@@ -72,7 +73,11 @@ Table = dict[Setting | str, dict[int, Figures]]  # setting → seed → figures
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every setting with every seed; print the table and write it with a picture."""
-    parser = Parser(prog="python -m tools.ablation", description=__doc__.split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.ablation",
+        description=__doc__.split("\n\n")[0],
+        examples=["python -m tools.ablation --quick --seeds 0", "python -m tools.ablation --finished"],
+    )
     add_seeds(parser, [0, 1, 2, 3, 4], "one run each (default: 0 1 2 3 4)")
     parser.add_argument("--quick", action="store_true", help="one epoch a run: to see that it works")
     parser.add_argument("--finished", action="store_true", help="start no run: figures of those that are finished")

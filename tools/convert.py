@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.convert`: a checkpoint as .safetensors or .pth, or as the official code reads it.
 
 Without flags: names without `module.`, no CLIP, with the config where it is known. What serves to resume is left out.
@@ -5,18 +6,27 @@ Without flags: names without `module.`, no CLIP, with the config where it is kno
 
 from pathlib import Path
 
-from utils.command import Parser, run_command
+from utils.command import Parser, file_there, run_command, weights_file
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read, convert, write."""
-    parser = Parser(prog="python -m tools.convert", description=__doc__.partition(": ")[2])
-    parser.add_argument("input", type=Path, metavar="IN", help="a .pth or .safetensors file, ours or a released one")
+    parser = Parser(
+        prog="python -m tools.convert",
+        description=__doc__.partition(": ")[2],
+        examples=["python -m tools.convert ckpts/pre-train.pth pre-train.safetensors"],
+    )
+    parser.add_argument(
+        "input", type=weights_file, metavar="IN", help="a .pth or .safetensors file, ours or a released one"
+    )
     parser.add_argument("output", type=Path, metavar="OUT", help="file to write, .pth or .safetensors")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="its config, where the file does not say it")
+    parser.add_argument("--config", type=file_there, metavar="FILE", help="its config, where the file does not say it")
     parser.add_argument("--module_prefix", action="store_true", help="names begin with `module.`, as in released files")
     parser.add_argument(
-        "--clip", type=Path, metavar="FILE", help="put CLIP in, as the official I2P-MAE wants it: OpenAI's .pt of it"
+        "--clip",
+        type=file_there,
+        metavar="FILE",
+        help="put CLIP in, as the official I2P-MAE wants it: OpenAI's .pt of it",
     )
     args = parser.parse_args(argv)
     if args.output.suffix not in (".pth", ".safetensors"):

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`make demo`: generated shapes, pre-training, linear SVM, fine-tuning, in minutes on a CPU.
 
 Each step is a command of main.py, printed before it runs. The model and its teacher are small, and the teacher has
@@ -35,7 +36,11 @@ NOTE = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run the demo once per seed and print the table of accuracies."""
-    parser = Parser(prog="python -m tools.demo", description=__doc__.split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.demo",
+        description=__doc__.split("\n\n")[0],
+        examples=["python -m tools.demo", "python -m tools.demo --seeds 0 1 2"],
+    )
     add_seeds(parser, [0], "one whole run each (default: 0)")
     args = parser.parse_args(argv)
     from datasets.synthetic import write_demo

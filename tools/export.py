@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.export`: the encoder of a checkpoint as an ONNX file or a program of torch.export.
 
 The program is run beside the encoder, ONNX by onnxruntime, on clouds of other numbers and sizes than it was traced
@@ -6,15 +7,19 @@ with; it is written only if the results agree to 1e-4.
 
 from pathlib import Path
 
-from utils.command import Parser, run_command
+from utils.command import Parser, file_there, run_command, weights_file
 
 
 def main(argv: list[str] | None = None) -> int:
     """Export, check, write."""
-    parser = Parser(prog="python -m tools.export", description=__doc__.partition(": ")[2].split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.export",
+        description=__doc__.partition(": ")[2].split("\n\n")[0],
+        examples=["python -m tools.export --ckpts ckpts/pre-train.pth encoder.onnx"],
+    )
     parser.add_argument("output", type=Path, metavar="OUT", help="file to write, .onnx or .pt2")
-    parser.add_argument("--ckpts", type=Path, required=True, metavar="FILE", help="the checkpoint")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="its config, where the file does not say it")
+    parser.add_argument("--ckpts", type=weights_file, required=True, metavar="FILE", help="the checkpoint")
+    parser.add_argument("--config", type=file_there, metavar="FILE", help="its config, where the file does not say it")
     parser.add_argument(
         "--whole", action="store_true", help="with sampling and search, which are inputs otherwise (docs/LIBRARY.md)"
     )

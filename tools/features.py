@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.features`: features of files of point clouds and meshes, by the encoder of a checkpoint.
 
 Files are read as `datasets.folder.Folder` reads test clouds. What is computed is kept beside the output every half
@@ -8,7 +9,7 @@ import logging
 from argparse import Namespace
 from pathlib import Path
 
-from utils.command import MAX_SEED, Parser, integer_from, run_command
+from utils.command import MAX_SEED, Parser, file_there, integer_from, run_command, weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +18,15 @@ SHOWN = 10  # files that cannot be read
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Return the command line's arguments."""
-    parser = Parser(prog="python -m tools.features", description=__doc__.partition(": ")[2].split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.features",
+        description=__doc__.partition(": ")[2].split("\n\n")[0],
+        examples=["python -m tools.features --ckpts ckpts/pre-train.pth data/my_shapes -o features.npz"],
+    )
     parser.add_argument("inputs", type=Path, nargs="+", metavar="INPUT", help="a file, a folder, or a .json list")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="to write, .npz or .parquet")
-    parser.add_argument("--ckpts", type=Path, required=True, metavar="FILE", help="the checkpoint")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="its config, where the file does not say it")
+    parser.add_argument("--ckpts", type=weights_file, required=True, metavar="FILE", help="the checkpoint")
+    parser.add_argument("--config", type=file_there, metavar="FILE", help="its config, where the file does not say it")
     count = integer_from(1)
     parser.add_argument("--npoints", type=count, default=1024, metavar="N", help="points of a cloud (%(default)s)")
     parser.add_argument("--up", choices=("y", "z"), default="y", help="which axis of the files points up (%(default)s)")

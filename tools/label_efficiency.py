@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.label_efficiency`: accuracy against the number of labelled shapes, with and without pre-training.
 
 Generated shapes, a small model. What `tools.ablation` has pre-trained as Point-M2AE and, under a small teacher that has
@@ -46,7 +47,11 @@ Table = dict[tuple[str, str], dict[int, dict[int, float]]]  # (measure, start) â
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every start with every number of labels and seed; print the table and write it with a picture."""
-    parser = Parser(prog="python -m tools.label_efficiency", description=__doc__.split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.label_efficiency",
+        description=__doc__.split("\n\n")[0],
+        examples=["python -m tools.label_efficiency --seeds 0 --labels 1 5"],
+    )
     add_seeds(parser, [0, 1, 2, 3, 4], "one run each (default: 0 1 2 3 4)")
     parser.add_argument(
         "--labels", type=integer_from(1), nargs="+", default=[1, 2, 5, 10, 20, 50], help="shapes of a class"

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.reproduce`: the published figures of the systems that run here beside ours.
 
 Finds the data sets and checkpoints on disk, runs what they allow, each as a command of main.py that is printed first,
@@ -12,7 +13,11 @@ from utils.command import Parser, run_command
 
 def main(argv: list[str] | None = None) -> int:
     """Reproduce what can be reproduced; returns 1 if a run failed."""
-    parser = Parser(prog="python -m tools.reproduce", description=__doc__.split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.reproduce",
+        description=__doc__.split("\n\n")[0],
+        examples=["python -m tools.reproduce --plan", "python -m tools.reproduce --only I2P-MAE.svm"],
+    )
     parser.add_argument("--plan", action="store_true", help="only list the commands and what is missing")
     parser.add_argument("--train", action="store_true", help="train, for days, what no checkpoint is found for")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the data sets (default: %(default)s)")

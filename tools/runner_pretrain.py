@@ -51,11 +51,8 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
         What `Trainer.fit` returns.
 
     Raises:
-        ValueError: with `--select_on val`, which would hold shapes out that choose nothing, and of one of several seeds
-            without an SVM, whose accuracies would be summed up.
+        ValueError: of one of several seeds without an SVM, whose accuracies would be summed up.
     """
-    if args.select_on == "val":
-        raise ValueError("--select_on val is for fine-tuning; in pre-training a linear SVM chooses: drop it")
     check_pre_trains(config["model"], MODE, OTHER_MODE if args.resume else OTHER_CONFIG_OR_MODE)
     reason = without_probe(config)
     if reason and getattr(args, "one_of_many", False):

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.search`: the shapes nearest to others, by the cosine of their features, as a table and a picture."""
 
 import logging
@@ -11,7 +12,11 @@ logger = logging.getLogger(__name__)
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Return the command line's arguments."""
-    parser = Parser(prog="python -m tools.search", description=__doc__.partition(": ")[2])
+    parser = Parser(
+        prog="python -m tools.search",
+        description=__doc__.partition(": ")[2],
+        examples=["python -m tools.search features.npz data/my_shapes/chair/1.ply -o found.png"],
+    )
     parser.add_argument("features", type=Path, metavar="FEATURES", help="a file of `python -m tools.features`")
     parser.add_argument("queries", type=Path, nargs="+", metavar="QUERY", help="files, in FEATURES or not")
     parser.add_argument("--top", type=integer_from(1), default=5, metavar="N", help="shapes to find (%(default)s)")

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.train_teacher`: a small CLIP, trained on depth images of generated shapes and their captions.
 
 It is a 2D teacher of the size of the demo's that has learnt something: its image tower is what `pretrained:` of
@@ -36,7 +37,14 @@ PACKAGES = ("torch", "open_clip_torch", "numpy")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's arguments."""
-    parser = Parser(prog="python -m tools.train_teacher", description=__doc__.partition(": ")[2].split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.train_teacher",
+        description=__doc__.partition(": ")[2].split("\n\n")[0],
+        examples=[
+            "python -m tools.train_teacher",
+            "python -m tools.train_teacher --classes chair mug --shapes 20 --epochs 2 --output ckpts/quick.safetensors",
+        ],
+    )
     count = integer_from(1)
     parser.add_argument(
         "--output", type=Path, default=Path("ckpts/small-clip.safetensors"), help="file to write (%(default)s)"

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.visualize`: what a trained model makes of shapes, as pictures and as one page that can be turned.
 
 Of a pre-training model the page shows true and predicted points, features and what its 2D teacher looks at; of a
@@ -17,6 +18,7 @@ from utils.command import MAX_SEED, Parser, integer_from, run_command
 from utils.config import FINE_TUNE, PRE_TRAIN, load_config
 from utils.files import make_folder
 from utils.logger import setup_logger
+from utils.nearest import did_you_mean_path
 
 if TYPE_CHECKING:  # what imports PyTorch, which takes seconds, is imported where it is used
     from torch import nn
@@ -34,7 +36,15 @@ Sections = list[dict[str, Any]]
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Read the command line and refuse what contradicts itself."""
-    parser = Parser(prog="python -m tools.visualize", description=__doc__.partition(": ")[2].split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.visualize",
+        description=__doc__.partition(": ")[2].split("\n\n")[0],
+        examples=[
+            "python -m tools.visualize --config cfgs/demo/pre-train.yaml -o pictures "
+            "--ckpts experiments/demo/pre-train/demo/ckpt-last.pth",
+            "python -m tools.visualize --runs experiments/demo/pre-train/demo -o pictures",
+        ],
+    )
     parser.add_argument(
         "inputs", nargs="*", type=Path, metavar="INPUT", help="clouds, meshes or folders of them; else the test split"
     )
@@ -324,7 +334,8 @@ def history_of(folder: Path) -> list[dict[str, float]]:
     if not histories and run.resumable:
         histories = [run.latest()[1].get("history", [])]
     if not histories and not folder.is_dir():
-        raise FileNotFoundError(f"--runs {folder} does not exist; give folders below experiments/")
+        hint = did_you_mean_path(folder, Path.is_dir)
+        raise FileNotFoundError(f"--runs {folder} does not exist; {hint}give folders below experiments/")
     if not histories or not histories[-1]:
         raise ValueError(f"--runs {folder} holds no run that has trained an epoch; give folders below experiments/")
     return histories[-1]

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .files import atomic_write
+from .nearest import did_you_mean_path
 
 _CONTAINERS = ("base_model", "model_state_dict", "state_dict", "model")
 SAFETENSORS = ".safetensors"
@@ -155,7 +156,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a checkpoint; name a file in it, such as ckpt-best.pth")
     if not path.is_file():
-        raise FileNotFoundError(f"no such checkpoint: {path}; ckpts/README.md says where to get the released ones")
+        raise FileNotFoundError(
+            f"no such checkpoint: {path}; {did_you_mean_path(path)}ckpts/README.md says where to get the released ones"
+        )
     with open(path, "rb") as file:
         start = file.read(64).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html")):

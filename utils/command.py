@@ -1,22 +1,24 @@
 """What all commands share: a parser whose errors are one line, and how a command ends."""
 
 import argparse
-import difflib
 import logging
 import os
 import re
 import select
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .files import writing
+from .nearest import did_you_mean, did_you_mean_path
 
 logger = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 MAX_SEED = 2**32 - 1
+COMPLETION = "_ARGCOMPLETE"  # set where a shell asks argcomplete what can follow
 SPINS = "3000"  # a hundredth of libgomp's own: enough between two loops, too few to starve another job
 
 
@@ -25,21 +27,62 @@ class Reported(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes whole flags only and says in one line what is wrong, with the nearest flag to a misspelt one.
+    """A parser that takes whole flags only and says in one line what is wrong, with the nearest to what is misspelt.
 
     Of several processes on a machine, which have the same command line, the first says it.
+
+    Args:
+        examples: commands that `--help` ends with.
+        **settings: of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, examples: Sequence[str] = (), **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self.examples = examples
+        self._unknown: str | None = None
+
+    def format_help(self) -> str:
+        """The help with the examples below it."""
+        examples = "".join(f"  {example}\n" for example in self.examples)
+        return super().format_help() + (f"\nexamples:\n{examples}" if examples else "")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, or complete what is typed where a shell asks for it, and end there."""
+        if completes():
+            _complete(self)
+        flags = (str(arg).partition("=")[0] for arg in (sys.argv[1:] if args is None else args))
+        self._unknown = next((f for f in flags if f.startswith("--") and f not in self._option_string_actions), None)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """End the command with exit code 2."""
+        """End the command with exit code 2; a flag that is missing may be there, misspelt."""
         unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
-        if unknown:
-            near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
-            message = f"unknown flag {unknown[1]}" + (f"; did you mean {near[0]}?" if near else "")
+        if unknown or (self._unknown and message.startswith("the following arguments are required")):
+            flag = unknown[1] if unknown else self._unknown
+            question = did_you_mean(flag, self._option_string_actions).strip()
+            message = "; ".join(filter(None, [f"unknown flag {flag}", question]))
         self.exit(2, f"error: {message}; {self.prog} --help lists the flags\n" if speaks_first() else None)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            hint = did_you_mean(value, action.choices)
+            choices = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}; {hint}choose from {choices}")
+
+
+def completes() -> bool:
+    """Whether a shell asks what can follow what is typed."""
+    return COMPLETION in os.environ
+
+
+def _complete(parser: argparse.ArgumentParser) -> NoReturn:
+    """Tell the shell what can follow, and end; without argcomplete nothing."""
+    try:
+        import argcomplete
+    except ModuleNotFoundError:
+        sys.exit(1)
+    argcomplete.autocomplete(parser)
+    sys.exit(1)  # not reached: it ends the process
 
 
 class Seeds(argparse.Action):
@@ -51,6 +94,27 @@ class Seeds(argparse.Action):
         if len(set(values)) < len(values):
             raise argparse.ArgumentError(self, f"{' '.join(map(str, values))} repeats a seed; give each once")
         setattr(namespace, self.dest, values)
+
+
+def file_there(text: str) -> Path:
+    """Argparse type: the path of a file that is there."""
+    return _file_there(text, "")
+
+
+def weights_file(text: str) -> Path:
+    """Argparse type: the path of a file of weights that is there."""
+    return _file_there(text, "ckpts/README.md says where to get the released ones")
+
+
+def _file_there(text: str, way_out: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; name a file (is a variable of the shell not set?)")
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it, such as ckpt-best.pth")
+    if not Path(text).is_file():
+        more = f"{did_you_mean_path(text)}{way_out}".strip()
+        raise argparse.ArgumentTypeError("; ".join(filter(None, [f"no such file: {text}", more])))
+    return Path(text)
 
 
 def integer_from(lowest: int, highest: int | None = None) -> Callable[[str], int]:

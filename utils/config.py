@@ -5,7 +5,6 @@ the data set entries are the business of their builders, whose constructor signa
 run needs is the business of its runner.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -17,6 +16,7 @@ import yaml
 from easydict import EasyDict
 
 from .files import atomic_write
+from .nearest import did_you_mean, did_you_mean_path
 
 _REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -152,10 +152,9 @@ def load_config(path: str | Path, section: str = PRE_TRAIN) -> EasyDict:
     """
     path = Path(path)
     if not path.is_file():
-        beside = [*path.parent.glob("*.yaml"), *Path("cfgs").glob("*/*.yaml")]
-        nearest = difflib.get_close_matches(str(path), map(str, beside), n=1, cutoff=0.8)
-        hint = f"did you mean {nearest[0]}? " if nearest else ""
-        raise FileNotFoundError(f"no such config: {path}; {hint}The shipped ones are under {_REPOSITORY.name}/cfgs/")
+        raise FileNotFoundError(
+            f"no such config: {path}; {did_you_mean_path(path)}The shipped ones are under {_REPOSITORY.name}/cfgs/"
+        )
     try:
         config = _resolve_bases(_read_yaml(path), "", path, (path.resolve(),))
         config = _merge(_DEFAULTS, _with_data(_of_section(config, section, str(path)), str(path)))
@@ -187,9 +186,7 @@ def check_keys(given: Iterable[str], valid: Iterable[str], where: str, source: s
     names = list(valid)
     for key in given:
         if key not in names:
-            by_lower = {name.lower(): name for name in names}
-            nearest = difflib.get_close_matches(str(key).lower(), by_lower, n=1, cutoff=0.5)
-            hint = f"did you mean '{by_lower[nearest[0]]}'? " if nearest else ""
+            hint = did_you_mean(key, names, cutoff=0.5, quoted=True)
             place = f" in {source}" if source else ""
             raise ValueError(f"unknown key '{_join(where, key)}'{place}; {hint}valid: {', '.join(names)}")
 

@@ -120,6 +120,18 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process has a folder to itself, see `locked`."""
+    try:
+        with open(folder / ".lock", "r+b", buffering=0) as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def size_and_date(path: Path) -> tuple[int, int]:
     """Size in bytes and time of modification in ns of a file."""
     status = path.stat()

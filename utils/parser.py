@@ -4,37 +4,53 @@ import argparse
 import os
 import re
 from pathlib import Path
+from typing import Any
 
-from .command import MAX_SEED, Parser, add_seeds, integer_from
+from .command import MAX_SEED, Parser, add_seeds, integer_from, weights_file
+from .usage import FLAGS, MODES, RUN, mode_called, refusal
 
 VOTES = 49  # repetitions of which the published figure is the best
+_INDENT = "  "
 
-_EXAMPLES = """\
-one example per mode:
-  pre-train
-    python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pretrain
-  linear SVM on the features of a pre-trained model
-    python main.py --config cfgs/linear-svm/modelnet40.yaml --test_svm modelnet40 --ckpts ckpts/pre-train.pth
-  memory bank of a model that learns nothing, or of features of a pre-trained one
-    python main.py --config cfgs/point-nn/modelnet40.yaml --test_bank
-    python main.py --config cfgs/linear-svm/modelnet40.yaml --test_bank --ckpts ckpts/pre-train.pth
-  fine-tune a classifier
-    python main.py --config cfgs/fine-tuning/scan_pb.yaml --finetune_model --ckpts ckpts/pre-train.pth
-  train a classifier from scratch
-    python main.py --config cfgs/fine-tuning/scan_pb.yaml --scratch_model --exp_name scratch
-  few-shot: every setting and fold; with --way 5 --shot 10 --fold 0 one of them
-    python main.py --config cfgs/few-shot/modelnet40.yaml --finetune_model --ckpts ckpts/pre-train.pth
-  segment parts
-    python main.py --config cfgs/part-segmentation/i2p-mae.yaml --finetune_model --ckpts ckpts/pre-train.pth
-  test a classifier, then with voting
-    python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --ckpts ckpts/modelnet40.pth
-    python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --vote --ckpts ckpts/modelnet40.pth
-  test a classifier beside a memory bank, and the sum of both
-    python main.py --config cfgs/fine-tuning/scan_pb.yaml --test --plug_in cfgs/point-nn/scan_pb.yaml \
---ckpts ckpts/scan_pb.pth
-  pre-train on four GPUs of one machine
-    torchrun --nproc_per_node=4 main.py --launcher pytorch --config cfgs/pre-training/i2p-mae.yaml
-"""
+
+class _Help(argparse.Action):
+    """Prints all modes and flags, or those of the mode that is named, and ends the command."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        print(parser.format_help() if values is None else _help_of(parser, values), end="")
+        parser.exit()
+
+
+def _overview() -> str:
+    """All modes, each with its first example."""
+    lines = [
+        "Pre-train, evaluate and fine-tune I2P-MAE, Point-M2AE, Point-MAE, Point-BERT and ACT; match with Point-NN."
+    ]
+    lines += ["", "modes:"]
+    for name, mode in MODES.items():
+        lines += [f"{_INDENT}{name}: {mode.about}", f"{_INDENT * 2}{mode.examples[0]}"]
+    return "\n".join(lines)
+
+
+def _help_of(parser: argparse.ArgumentParser, name: str) -> str:
+    """What a mode does, the flags that it takes, its examples, and what it leaves behind."""
+    mode = MODES[name]
+    formatter = argparse.HelpFormatter(prog=parser.prog)
+    for group in parser._action_groups:
+        formatter.start_section(group.title)
+        uses = ((action, FLAGS.get(action.dest)) for action in group._group_actions)
+        formatter.add_arguments([action for action, use in uses if use and name in use.modes])
+        formatter.end_section()
+    files = f"{', '.join(mode.leaves)} and a log in {RUN}" if mode.leaves else ""
+    parts = [
+        f"{name} ({f'--{mode.flag}' if mode.flag else 'no flag'}): {mode.about}",
+        formatter.format_help().strip(),
+        "\n".join(["examples:", *(f"{_INDENT}{example}" for example in mode.examples)]),
+        "\n".join(["leaves:", *(f"{_INDENT}{line}" for line in (files, mode.note) if line)]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _folder_name(text: str) -> str:
@@ -46,25 +62,26 @@ def _folder_name(text: str) -> str:
     return text
 
 
-def _existing_file(text: str) -> Path:
-    """Argparse type: the path of a file that is there."""
-    if not text:
-        raise argparse.ArgumentTypeError("an empty path; name a file (is a variable of the shell not set?)")
-    if Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file in it, such as ckpt-best.pth")
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"no such file: {text}; ckpts/README.md says where to get the released ones")
-    return Path(text)
-
-
 def _build_parser() -> Parser:
     """Declare every flag."""
     parser = Parser(
         prog="python main.py",
-        description="Pre-train, evaluate and fine-tune I2P-MAE, Point-M2AE and Point-MAE; match with Point-NN. "
-        "Without a mode flag: pre-train.",
-        epilog=_EXAMPLES,
+        usage="python main.py --config FILE [flag of a mode, or none to pre-train] [other flags]\n"
+        "       python main.py --help MODE    the flags of one mode, more examples, and what it leaves behind",
+        description=_overview(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    parser.add_argument(
+        "-h",
+        "--help",
+        action=_Help,
+        nargs="?",
+        type=mode_called,
+        choices=MODES,
+        default=argparse.SUPPRESS,
+        metavar="MODE",
+        help="all modes and flags, or the flags of one mode, its examples and what it leaves",
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file, see cfgs/")
     parser.add_argument(
@@ -90,9 +107,9 @@ def _build_parser() -> Parser:
     mode.add_argument("--profile", action="store_true", help="parameters and multiply-adds of the config's model")
 
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--ckpts", type=_existing_file, metavar="FILE", help="weights to evaluate or to fine-tune")
+    weights.add_argument("--ckpts", type=weights_file, metavar="FILE", help="weights to evaluate or to fine-tune")
     weights.add_argument(
-        "--start_ckpts", type=_existing_file, metavar="FILE", help="weights of the same model to start training from"
+        "--start_ckpts", type=weights_file, metavar="FILE", help="weights of the same model to start training from"
     )
     weights.add_argument("--resume", action="store_true", help="continue the run in the --exp_name folder")
 
@@ -166,29 +183,31 @@ def _build_parser() -> Parser:
         "--sync_bn", action="store_true", help="BatchNorm statistics over the batches of all processes"
     )
 
-    other = parser.add_argument_group("other")
-    other.add_argument("--vote", action="store_true", help="with --test: average over random subsets of each cloud")
-    other.add_argument(
+    testing = parser.add_argument_group("testing")
+    testing.add_argument("--vote", action="store_true", help="with --test: average over random subsets of each cloud")
+    testing.add_argument(
         "--votes",
         type=integer_from(1),
         metavar="N",
         help=f"with --vote: how often to repeat the vote of ten passes (default: {VOTES}, as published)",
     )
-    other.add_argument(
-        "--save_features", type=Path, metavar="FILE", help="with --test_svm: keep the features (.npz); reused if there"
-    )
-    other.add_argument(
-        "--save_bank", type=Path, metavar="FILE", help="with --test_bank: keep the bank (.npz); reused if there"
-    )
-    other.add_argument(
+    testing.add_argument(
         "--plug_in",
         type=Path,
         metavar="CONFIG",
         help="with --test: add what a memory bank says, encoded by the model of this config",
     )
-    other.add_argument(
-        "--bank_ckpts", type=_existing_file, metavar="FILE", help="with --plug_in: weights of that model, if it has any"
+    testing.add_argument(
+        "--bank_ckpts", type=weights_file, metavar="FILE", help="with --plug_in: weights of that model, if it has any"
     )
+    testing.add_argument(
+        "--save_features", type=Path, metavar="FILE", help="with --test_svm: keep the features (.npz); reused if there"
+    )
+    testing.add_argument(
+        "--save_bank", type=Path, metavar="FILE", help="with --test_bank: keep the bank (.npz); reused if there"
+    )
+
+    other = parser.add_argument_group("other")
     other.add_argument(
         "--skip_bad",
         type=integer_from(0),
@@ -232,46 +251,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _refuse_contradictions(parser: Parser, args: argparse.Namespace) -> None:
     """End the command if flags contradict each other, or one of them would be ignored."""
-    evaluates = args.test or args.test_svm is not None or args.test_bank
     for flag in ("test", "test_svm", "finetune_model"):
         if getattr(args, flag) and args.ckpts is None and not (args.resume or args.start_ckpts):
             parser.error(f"--{flag} needs weights: add --ckpts FILE")
-    if args.ckpts is not None and not (evaluates or args.finetune_model):
-        instead = "use --finetune_model" if args.scratch_model else "use --start_ckpts to pre-train from given weights"
-        parser.error(
-            f"--ckpts is read with --test, --test_svm, --test_bank and --finetune_model only; drop it, or {instead}"
-        )
+    if message := refusal(args):
+        parser.error(message)
     if args.resume and args.start_ckpts is not None:
         parser.error("--resume continues from the run's own ckpt-last.pth and --start_ckpts from another: drop one")
-    if evaluates and (args.resume or args.start_ckpts is not None):
-        parser.error("--resume and --start_ckpts are for training; an evaluation reads --ckpts only: drop them")
     if args.ckpts is not None and args.start_ckpts is not None:
         parser.error("--ckpts gives the encoder to fine-tune and --start_ckpts the whole classifier: drop one")
-    if args.vote and not args.test:
-        parser.error("--vote is a way to test: add --test")
     if args.votes and not args.vote:
         parser.error("--votes says how often to repeat --vote: add it")
-    if args.save_features and not args.test_svm:
-        parser.error("--save_features keeps the features of --test_svm: add it")
-    if args.save_bank and not args.test_bank:
-        parser.error("--save_bank keeps the bank of --test_bank: add it")
     for flag, path in (("save_features", args.save_features), ("save_bank", args.save_bank)):
         if path and path.is_dir():
             name = flag.removeprefix("save_")
             parser.error(f"--{flag} {path} is a folder; name a file in it, such as {name}.npz")
-    if args.plug_in and not args.test:
-        parser.error("--plug_in adds a memory bank to a classifier that is tested: add --test")
     if args.plug_in and args.vote:
         parser.error("--plug_in and --vote are two ways to test: drop one")
     if args.bank_ckpts and not args.plug_in:
         parser.error("--bank_ckpts are weights of the model that --plug_in names: add it")
-    if args.seeds and (evaluates or args.profile):
-        parser.error("--seeds repeats a training run; an evaluation takes one --seed")
     if args.seeds and "seed" in args.given:
         parser.error("--seeds says every seed, and --seed one more: drop --seed")
-    if args.dry_run and (evaluates or args.profile):
-        parser.error("--dry_run measures a few steps of a training run: drop it, or the mode")
-    if args.select_on == "val" and (evaluates or args.profile) and not args.test_bank:
-        parser.error("--select_on val chooses a checkpoint in training: drop it")
     if args.sync_bn and args.launcher == "none":
         parser.error("--sync_bn is for several processes: start with torchrun and --launcher pytorch")

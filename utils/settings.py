@@ -1,12 +1,12 @@
 """A constructor's signature as the schema of its settings: names, presence, types."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from .config import check_keys
+from .nearest import did_you_mean
 
 
 def check_settings(
@@ -35,7 +35,8 @@ def check_settings(
     for key, value in given.items():
         annotation = parameters[key].annotation
         if not _fits(value, annotation):
-            hint = _nearest(value, get_args(annotation)) if get_origin(annotation) is Literal else ""
+            valid = get_args(annotation) if get_origin(annotation) is Literal else ()
+            hint = did_you_mean(value, valid, quoted=True)
             raise ValueError(f"{where}.{key} is {value!r}; {hint}expected {inspect.formatannotation(annotation)}")
     missing = [key for key, p in parameters.items() if p.default is p.empty and key not in given]
     if missing:
@@ -45,13 +46,8 @@ def check_settings(
 def check_name(name: Any, valid: Collection[str], where: str) -> None:
     """Refuse a name that is not one of `valid`; the message has the nearest."""
     if not isinstance(name, str) or name not in valid:
-        raise ValueError(f"{where}: unknown name {name!r}; {_nearest(name, valid)}valid: {', '.join(valid)}")
-
-
-def _nearest(name: Any, valid: Collection[str]) -> str:
-    """Ask whether the nearest of the valid names was meant; "" if none is near."""
-    nearest = difflib.get_close_matches(str(name), list(map(str, valid)), n=1)
-    return f"did you mean {nearest[0]!r}? " if nearest else ""
+        hint = did_you_mean(name, valid, quoted=True)
+        raise ValueError(f"{where}: unknown name {name!r}; {hint}valid: {', '.join(valid)}")
 
 
 def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:

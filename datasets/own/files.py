@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from datasets.own.formats import FORMATS
 from datasets.untrusted import MAX_LIST_BYTES, check_choice, safe_join
 from utils.config import check_keys
+from utils.nearest import did_you_mean_path
 
 SPLITS = ("train", "test")
 LISTS = (".csv", ".json")
@@ -58,7 +59,8 @@ def list_files(root: str | os.PathLike[str]) -> Listing:
     if path.is_dir():
         return _of_folder(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{os.path.abspath(path)} does not exist (config key ROOT); {WAY_OUT}")
+        hint = did_you_mean_path(path, Path.exists)
+        raise FileNotFoundError(f"{os.path.abspath(path)} does not exist (config key ROOT); {hint}{WAY_OUT}")
     if path.suffix.lower() not in LISTS:
         raise ValueError(f"ROOT is the file {path}; give a folder, or a list that ends in {' or '.join(LISTS)}")
     return _of_list(path)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Command line: write generated shapes in the published layouts."""
 
 import argparse
@@ -28,6 +29,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m datasets.synthetic",
         description="Write generated shapes in the published layouts of the data sets, for tests and demos. "
         "A folder that holds anything else is never touched; one that is up to date is left as it is.",
+        examples=[
+            "python -m datasets.synthetic --root data",
+            "python -m datasets.synthetic --root data/synthetic --layouts fewshot --folds 2",
+        ],
     )
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of all shapes (%(default)s)")

@@ -1,11 +1,12 @@
 """Draw point clouds from the catalogue: clean ones, and scans with their faults."""
 
-import difflib
 import zlib
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from utils.nearest import did_you_mean
 
 from ..published import SCAN_SPLITS
 from ..surfaces import draw_points
@@ -126,8 +127,7 @@ def check_classes(class_names: list[str]) -> None:
     """
     for name in class_names:
         if name not in CATALOGUE:
-            nearest = difflib.get_close_matches(name, CATALOGUE, n=1)
-            hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+            hint = did_you_mean(name, CATALOGUE, quoted=True)
             raise ValueError(f"unknown class '{name}' of generated shapes; {hint}valid: {', '.join(CATALOGUE)}")
     twice = sorted({name for name in class_names if class_names.count(name) > 1})
     if twice:

@@ -1,6 +1,5 @@
 """CLIP's image towers, and those of open_clip that are built the same way."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from open_clip.model import resize_pos_embed
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
+from utils.nearest import did_you_mean
 from utils.settings import check_settings
 
 from .interface import (
@@ -197,8 +197,8 @@ def tower_sizes(visual_encoder: str | Mapping[str, int]) -> TowerSizes:
     if isinstance(visual_encoder, Mapping):
         return _check_sizes(visual_encoder)
     if visual_encoder not in CLIP_TOWERS:
-        nearest = difflib.get_close_matches(visual_encoder, CLIP_TOWERS, n=1, cutoff=0.8)
-        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        question = did_you_mean(visual_encoder, CLIP_TOWERS, cutoff=0.8).strip()
+        hint = f" ({question})" if question else ""
         raise ValueError(
             f"{WHERE}.visual_encoder is {visual_encoder!r}{hint}, but the teacher needs the patch tokens "
             f"and the class token's attention of a CLIP vision transformer: {', '.join(CLIP_TOWERS)}, or a mapping "

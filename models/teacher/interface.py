@@ -1,6 +1,5 @@
 """What every 2D teacher has in common: frozen; images in, patch features and a saliency map out."""
 
-import difflib
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.projection import IMAGENET_MEAN, IMAGENET_STD
+from utils.nearest import did_you_mean
 
 WHERE = "model.clip_config"
 Normalisation = Literal["imagenet", "own"]
@@ -102,8 +102,7 @@ class Blueprint(NamedTuple):
 
 def unknown(name: str, valid: Collection[str], what: str, where: str = "visual_encoder") -> ValueError:
     """The error of a name that a library does not know, with the nearest that it knows."""
-    nearest = difflib.get_close_matches(name, valid, n=3)
-    hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
+    hint = did_you_mean(name, valid, shown=3)
     return ValueError(f"{WHERE}.{where} is {name!r}, which is no {what}; {hint}docs/TEACHERS.md says what there is")
 
 

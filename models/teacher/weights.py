@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from utils.checkpoint import admit_numpy_numbers
+from utils.nearest import did_you_mean_path
 
 from .interface import WHERE
 
@@ -49,7 +50,7 @@ def existing_file(visual_encoder: object, pretrained: str | Path, tags: str, way
     if not path.is_file():
         raise FileNotFoundError(
             f"{WHERE}.pretrained is '{pretrained}', which is no file and no tag of {visual_encoder!r} (tags: "
-            f"{tags}). {ways_out} `untrained` gives random weights."
+            f"{tags}). {did_you_mean_path(path)}{ways_out} `untrained` gives random weights."
         )
     return path
 

@@ -17,6 +17,7 @@ from datasets.own.files import list_files
 from datasets.own.formats import FORMATS, MissingLibrary, read_points
 from datasets.transforms import normalize_unit_sphere
 from tools.training.builder import with_seed
+from utils.nearest import did_you_mean_path
 from utils.seed import mixed_seed
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,8 @@ def _files_of(given: Path) -> list[Path]:
         listing = list_files(given)
         return [listing.folder / path for path in listing.paths]
     if not given.exists():
-        raise FileNotFoundError(f"INPUT {given} does not exist; give a cloud, a mesh or a folder of them")
+        hint = did_you_mean_path(given, Path.exists)
+        raise FileNotFoundError(f"INPUT {given} does not exist; {hint}give a cloud, a mesh or a folder of them")
     if given.suffix.lower() not in FORMATS:
         raise ValueError(f"INPUT {given} is of no kind that is read: {', '.join(FORMATS)}; see docs/OWN_DATA.md")
     return [given]

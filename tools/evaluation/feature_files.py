@@ -22,6 +22,7 @@ from models import Encoder
 from tools.evaluation.kept import load_arrays, read_arrays, save_arrays
 from utils.files import atomic_write, size_and_date
 from utils.logger import progress
+from utils.nearest import did_you_mean_path
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ def _shapes_of(path: Path) -> Iterator[Shape]:
         for file, label in zip(listing.paths, listing.labels or [""] * len(listing.paths), strict=True):
             yield Shape(str(listing.folder / file), listing.folder, file, label)
     elif not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; name files, folders or .json lists of shapes")
+        hint = did_you_mean_path(path, Path.exists)
+        raise FileNotFoundError(f"{path} does not exist; {hint}name files, folders or .json lists of shapes")
     elif path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path} is of no kind that is read: {', '.join(FORMATS)}, a folder or a .json list")
     else:
@@ -217,7 +219,8 @@ def read_features(path: Path) -> FeatureFile:
         ValueError: if it holds no such features.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `python -m tools.features` writes such files")
+        hint = did_you_mean_path(path)
+        raise FileNotFoundError(f"{path} does not exist; {hint}`python -m tools.features` writes such files")
     if path.suffix == PARQUET:
         paths, labels, points, features, origin = _read_parquet(path)
     else:

@@ -13,6 +13,7 @@ from tools.evaluation.feature_files import Draw, FeatureFile, find_shapes
 from tools.evaluation.figures import VISIBLE, Panel, draw_clouds
 from utils.device import choose_device
 from utils.files import sha256_of
+from utils.nearest import did_you_mean_path
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def features_of(found: FeatureFile, names: Sequence[str], checkpoint: Path | Non
         shapes = find_shapes([Path(name) for name in dict.fromkeys(unknown)])
         path = checkpoint or Path(found.origin["checkpoint"])
         if not path.is_file():
-            raise FileNotFoundError(f"{path}, the checkpoint of {source}, is not there: give --ckpts FILE")
+            hint = f"give --ckpts FILE. {did_you_mean_path(path)}".strip()
+            raise FileNotFoundError(f"{path}, the checkpoint of {source}, is not there: {hint}")
         if sha256_of(path) != found.origin["checkpoint_sha256"]:
             raise ValueError(f"{source} was made with another checkpoint than {path}: give that one, --ckpts FILE")
         encoder, draw = load_encoder(path, found.origin["model"]).to(choose_device()), Draw(**found.origin["draw"])
