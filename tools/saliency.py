@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m tools.saliency`: what the 2D teacher of a config looks at, beside the same teacher untrained.
 
 A PNG with a row for each shape: its three depth images, the saliency over them and on the cloud, of the teacher with
@@ -20,7 +21,14 @@ COLLECTION = "saliency"  # of generated shapes
 
 def main(argv: list[str] | None = None) -> int:
     """Write the picture and print where it is."""
-    parser = Parser(prog="python -m tools.saliency", description=__doc__.partition(": ")[2].split("\n\n")[0])
+    parser = Parser(
+        prog="python -m tools.saliency",
+        description=__doc__.partition(": ")[2].split("\n\n")[0],
+        examples=[
+            "python -m tools.saliency --config cfgs/demo/pre-train.yaml -o saliency.png",
+            "python -m tools.saliency --config cfgs/pre-training/i2p-mae.yaml -o saliency.png my_shapes",
+        ],
+    )
     parser.add_argument(
         "inputs", nargs="*", type=Path, metavar="INPUT", help="clouds, meshes or folders of them; else generated shapes"
     )
