@@ -319,7 +319,9 @@ def test_run_folder_holds_what_it_should(here):
 
 def test_curves_that_cannot_be_written_are_named(here, monkeypatch):
     with open_run(EasyDict(max_epoch=1), arguments(), "training", training=True) as run:
-        monkeypatch.setattr(run._writer, "add_scalar", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        monkeypatch.setattr(
+            run.curves.writer, "add_scalar", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x")
+        )
         with pytest.raises(OSError, match=r"cannot write .*/tiny/TFBoard/e: No space left"):
             run.draw({"train/loss": 1.0}, 0)
 

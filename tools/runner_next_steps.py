@@ -1,16 +1,19 @@
 """`python main.py` alone: what can be done next with what is on this disk. Imports no PyTorch, so that it is quick."""
 
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
 from tools.training.modes import CHECKPOINTS, DATA, EXPERIMENTS
+from tools.training.next_steps import CONFIGS, TEACHERS, Done, fine_tune, loaded, main_command
 
 SHOWN = 3  # of a kind
-TOKENIZERS = ("NAME: DiscreteVAE", "NAME: ACTPromptedDiscreteVAEwithVIT")  # models from which nothing is fine-tuned
+TOKENIZERS = tuple(f"NAME: {name}" for name in TEACHERS)  # models from which nothing is fine-tuned
 PRE_TRAINING_DATA = DATA / "ShapeNet55-34"
-PRE_TRAIN = "python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pre-train"
-FINE_TUNE = "python main.py --config cfgs/fine-tuning/modelnet40.yaml --finetune_model --exp_name finetune --ckpts {}"
-TEST = "python main.py --config cfgs/fine-tuning/modelnet40.yaml --test --exp_name test --ckpts {}"
+PRE_TRAIN = main_command(CONFIGS / "pre-training/i2p-mae.yaml", "--exp_name", "pre-train")
+CLASSIFIER = CONFIGS / "fine-tuning/modelnet40.yaml"
+FINE_TUNE = f"{main_command(CLASSIFIER, '--finetune_model', '--exp_name', 'finetune', '--ckpts')} {{}}"
+TEST = f"{main_command(CLASSIFIER, '--test', '--exp_name', 'test', '--ckpts')} {{}}"
 
 
 def report() -> str:
@@ -41,8 +44,18 @@ def _next_steps(data: bool, weights: list[str], runs: list[str]) -> Iterator[str
             yield f"pre-train: {PRE_TRAIN}"
         yield f"get weights: {CHECKPOINTS}/README.md"
     else:
-        yield f"fine-tune: {FINE_TUNE.format(_start(weights, runs))}"
+        yield f"fine-tune: {_fine_tune(_start(weights, runs))}"
         yield f"test what is fine-tuned: {TEST.format('FILE')}"
+
+
+def _fine_tune(start: str) -> str:
+    """The command that fine-tunes weights: with a config that fits them, if they are of a run, which keeps its own."""
+    config = loaded(Path(start).with_name("config.yaml"))
+    if config is not None:
+        done = Done(Path(start).with_name("config.yaml"), config, Namespace(exp_name="finetune"), Path(start))
+        for _, command in fine_tune(done):
+            return command
+    return FINE_TUNE.format(start)
 
 
 def _start(weights: list[str], runs: list[str]) -> str:

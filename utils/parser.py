@@ -195,6 +195,14 @@ def _build_parser() -> Parser:
         metavar="N",
         help="with data of your own: leave out up to N unreadable files, and name them (SKIP_BAD in the config)",
     )
+    other.add_argument(
+        "--wandb",
+        nargs="?",
+        const="",
+        metavar="PROJECT",
+        help="draw the curves of a training run in Weights & Biases too, which has to be installed; a resumed run goes "
+        "on there as the same",
+    )
     other.add_argument("--env", action="store_true", help="print versions, devices, kernels, data and weights found")
     other.add_argument(
         "--seed", type=integer_from(0, MAX_SEED), default=0, help="seed of every random draw (default: %(default)s)"
@@ -269,6 +277,8 @@ def _refuse_contradictions(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--seeds repeats a training run; an evaluation takes one --seed")
     if args.seeds and "seed" in args.given:
         parser.error("--seeds says every seed, and --seed one more: drop --seed")
+    if args.wandb is not None and (evaluates or args.profile or args.dry_run):
+        parser.error("--wandb draws the curves of a training run: drop it")
     if args.dry_run and (evaluates or args.profile):
         parser.error("--dry_run measures a few steps of a training run: drop it, or the mode")
     if args.select_on == "val" and (evaluates or args.profile) and not args.test_bank:
