@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ _TALKATIVE = ("matplotlib", "PIL")  # each font, each chunk of a picture
 _SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BETWEEN_EARLY_LINES = 5.0
 _LINES_PER_LOOP = 10
+_SIZE = {"ncols": 80, "nrows": 24}  # of a terminal that does not say how large it is
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +126,17 @@ def progress(
     if not _informs():
         return iter(iterable)
     if sys.stderr.isatty():
-        return iter(tqdm(iterable, description, total, leave=False, dynamic_ncols=True, file=sys.stderr))
+        size: dict[str, Any] = {"dynamic_ncols": True} if _columns() else _SIZE
+        return iter(tqdm(iterable, description, total, leave=False, file=sys.stderr, **size))
     return _logged(iterable, description, total, early)
+
+
+def _columns() -> int:
+    """Width of the terminal; 0 where it says none, as in some containers, in which tqdm would show no bar at all."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 0
 
 
 def _logged(iterable: Iterable[Item], description: str, total: int | None, early: bool) -> Iterator[Item]:

@@ -124,9 +124,11 @@ class EpochReport:
         }
 
     def left(self, epoch: int) -> float:
-        """Seconds that the rest of the run takes after an epoch, if it is as fast as this process was so far."""
-        training = (self.last - epoch) * self.state.progress.batches * self.batches.mean
-        return training + sum(later > epoch for later in self.evaluated) * self.evaluations.mean
+        """Seconds that the command takes after an epoch, if it stays as fast as this process was in this run so far."""
+        of_epoch = self.state.progress.batches * self.batches.mean
+        rest = (self.last - epoch) * of_epoch + sum(later > epoch for later in self.evaluated) * self.evaluations.mean
+        whole = (self.last + 1) * of_epoch + len(self.evaluated) * self.evaluations.mean
+        return rest + self.run.following * whole
 
     def _line(self, entry: dict[str, float], told: dict[str, Any]) -> str:
         """Everything of an epoch in one line."""

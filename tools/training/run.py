@@ -55,11 +55,12 @@ class Run:
         results: what was finished, or is; {} before.
         curves: of a training run, in the main process, while it is open.
         one_of_many: whether the command was asked for what several runs come to, not for what this one does.
+        following: runs like this one that the command does after it.
     """
 
     def __init__(self, folder: Path, mode: str, about: dict[str, Any], log: Path | None = None) -> None:
         self.folder, self.mode, self.about, self.log = folder, mode, about, log
-        self.one_of_many = False
+        self.one_of_many, self.following = False, 0
         self.config_file = folder / "config.yaml"
         self.last_checkpoint = folder / "ckpt-last.pth"
         self.previous_checkpoint = folder / "ckpt-previous.pth"
@@ -246,6 +247,7 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
         logger.debug("arguments: %s", vars(args))
         run = Run(folder, mode, describe(config, args), log)
         run.one_of_many = bool(part) or getattr(args, "one_of_many", False)  # of folds, or of seeds
+        run.following = getattr(args, "following", 0)
         if training and args.resume:
             run.resume(config, args)
         if curves and not run.finished:

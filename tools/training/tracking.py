@@ -12,7 +12,7 @@ from utils.files import atomic_write
 
 PROJECT = "i2p-mae"  # where --wandb names none
 KEPT = "wandb.json"  # in the run's folder: which run it is over there
-INSTALL = "pip install wandb"
+INSTALL = "pip install -r requirements-wandb.txt"
 
 
 class Tracker:
@@ -38,8 +38,8 @@ class Tracker:
             )
         except self.wandb.Error as error:
             raise ValueError(
-                f"Weights & Biases cannot be used: {error}; log in with `wandb login`, set WANDB_MODE=offline, or "
-                "drop --wandb"
+                f"Weights & Biases cannot be used: {str(error).rstrip('.')}; log in with `wandb login`, set "
+                "WANDB_MODE=offline, or drop --wandb"
             ) from error
         with atomic_write(self.folder / KEPT) as file:
             file.write((json.dumps({"project": self.project, "id": self.run_id}) + "\n").encode())
@@ -87,11 +87,12 @@ def _library(asking: str, way_out: str) -> Any:
     """Import Weights & Biases; a folder that it has left where one stands, `wandb/`, is not mistaken for it."""
     try:
         library = importlib.import_module("wandb")
-    except ImportError:
-        library = None
-    if not hasattr(library, "init"):
+        problem = "" if hasattr(library, "init") else "is not installed"
+    except ImportError as error:
+        problem = "is not installed" if error.name == "wandb" else f"cannot be imported ({error})"
+    if problem:
         raise ValueError(
-            f"{asking} needs Weights & Biases, which is not installed: `{INSTALL}`, or {way_out}; TensorBoard and "
+            f"{asking} needs Weights & Biases, which {problem}: `{INSTALL}`, or {way_out}; TensorBoard and "
             "metrics.jsonl need nothing"
         )
     return library
