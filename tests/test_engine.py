@@ -298,13 +298,13 @@ def here(tmp_path, monkeypatch):
 def test_run_folder_holds_what_it_should(here):
     with open_run(EasyDict(max_epoch=1), arguments(), "training", training=True) as run:
         run.draw({"train/loss": 1.0}, 0)
-        run.finish({"accuracy": 1.0})
+        run.finish({"protocol": "ours", "accuracy": 1.0})
     folder = here / "experiments/some-mode/tiny/e"
     assert (folder / "config.yaml").exists()
     assert len(list(folder.glob("*.log"))) == 1
     assert list((here / "experiments/some-mode/tiny/TFBoard/e").iterdir())
     with open_run(EasyDict(max_epoch=2), arguments(), "test", training=False) as run:
-        run.finish({"accuracy": 2.0})
+        run.finish({"protocol": "ours", "accuracy": 2.0})
     assert "max_epoch: 1" in (folder / "config.yaml").read_text()
     results = json.loads((folder / "results.json").read_text())
     assert {mode: values.pop("accuracy") for mode, values in results.items()} == {"training": 1.0, "test": 2.0}
