@@ -50,6 +50,7 @@ def check(command: str) -> None:
     assert args.ckpts is None or args.ckpts.is_file()
 
 
+CLASSIFIER = {"model": {"NAME": "I2P_MAE_ModelNet40"}, "dataset": {"train": {"NAME": "ModelNet"}}}
 SVM = "main.py --config {} --test_svm {} --exp_name a --ckpts w.pth"
 TUNE = "main.py --config {} --finetune_model --exp_name a --ckpts w.pth"
 LOOK = "-m tools.visualize --config {} --ckpts w.pth -o pictures"
@@ -166,14 +167,20 @@ def test_a_config_whose_data_are_here_is_preferred(shipped):
 def test_a_config_that_cannot_be_read_is_passed_over(shipped):
     (shipped / "cfgs").unlink()
     for name in ("fine-tuning/broken", "fine-tuning/other"):
-        write_config(
-            shipped, name, {"model": {"NAME": "I2P_MAE_ModelNet40"}, "dataset": {"train": {"NAME": "ModelNet"}}}
-        )
+        write_config(shipped, name, CLASSIFIER)
     path = shipped / "cfgs/fine-tuning/broken.yaml"
     path.write_text(path.read_text() + "what: is this\n")
     write_config(shipped, "pre-training/own", {"model": {"NAME": "I2P_MAE"}, "dataset": {}})
     classifier, _ = offered("pre-training", "cfgs/pre-training/own.yaml")
     assert classifier == TUNE.format("cfgs/fine-tuning/other.yaml")
+
+
+def test_a_config_of_the_same_folder_is_preferred(shipped):
+    (shipped / "cfgs").unlink()
+    for name in ("a/any", "b/any", "c/any"):
+        write_config(shipped, name, CLASSIFIER)
+    write_config(shipped, "b/own", {"model": {"NAME": "I2P_MAE"}, "dataset": {}})
+    assert offered("pre-training", "cfgs/b/own.yaml")[0] == TUNE.format("cfgs/b/any.yaml")
 
 
 def test_the_name_of_a_run_that_is_there_is_not_offered(shipped):
@@ -282,6 +289,8 @@ def test_each_command_runs_and_says_the_next(playground, monkeypatch, capsys):
     assert "nearest neighbor accuracy" in figures
     assert figures.endswith("; weights chosen by linear SVM (C = 0.01) on ModelNet40_SVM, test split")
     assert again == tune
+    of_last = follow(svm.replace("ckpt-best", "ckpt-last"))[2]
+    assert of_last == [tune.replace("ckpt-best", "ckpt-last")]
     _, place, (test, vote) = follow(tune)
     assert place.startswith("experiments/fine-tuning/small/a: ckpt-best.pth, ")
     assert follow(test)[2] == [vote, look_at("fine-tuning/small")]
