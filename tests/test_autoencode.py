@@ -1,6 +1,7 @@
 """Training and testing of the discrete autoencoder: schedules, scores, whole runs."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,10 @@ def test_a_run_keeps_the_autoencoder_of_the_lowest_distance(here, trained, capsy
     assert results["final_CDL1"] == distances[-1]
     updates = [[annealed(CONFIG["temp"], 2 * epoch + batch) for batch in range(2)] for epoch in range(3)]
     assert [epoch["temperature"] for epoch in history] == pytest.approx([sum(pair) / 2 for pair in updates])
+    told = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["recon"], line["best"]) for line in told] == [
+        (number, epoch["recon"], min(distances[: number + 1])) for number, epoch in enumerate(history)
+    ]
     for epoch in history:
         assert epoch["kl_weight"] == 0  # not yet
         assert epoch["loss"] == pytest.approx(epoch["recon"])

@@ -298,13 +298,13 @@ def here(tmp_path, monkeypatch):
 def test_run_folder_holds_what_it_should(here):
     with open_run(EasyDict(max_epoch=1), arguments(), "training", training=True) as run:
         run.draw({"train/loss": 1.0}, 0)
-        run.finish({"accuracy": 1.0})
+        run.finish({"protocol": "ours", "accuracy": 1.0})
     folder = here / "experiments/some-mode/tiny/e"
     assert (folder / "config.yaml").exists()
     assert len(list(folder.glob("*.log"))) == 1
     assert list((here / "experiments/some-mode/tiny/TFBoard/e").iterdir())
     with open_run(EasyDict(max_epoch=2), arguments(), "test", training=False) as run:
-        run.finish({"accuracy": 2.0})
+        run.finish({"protocol": "ours", "accuracy": 2.0})
     assert "max_epoch: 1" in (folder / "config.yaml").read_text()
     results = json.loads((folder / "results.json").read_text())
     assert {mode: values.pop("accuracy") for mode, values in results.items()} == {"training": 1.0, "test": 2.0}
@@ -319,7 +319,9 @@ def test_run_folder_holds_what_it_should(here):
 
 def test_curves_that_cannot_be_written_are_named(here, monkeypatch):
     with open_run(EasyDict(max_epoch=1), arguments(), "training", training=True) as run:
-        monkeypatch.setattr(run._writer, "add_scalar", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x"))
+        monkeypatch.setattr(
+            run.curves.writer, "add_scalar", lambda *_: os.write(os.open("/dev/full", os.O_WRONLY), b"x")
+        )
         with pytest.raises(OSError, match=r"cannot write .*/tiny/TFBoard/e: No space left"):
             run.draw({"train/loss": 1.0}, 0)
 

@@ -5,7 +5,8 @@ import torch
 
 import main
 from extensions import knn_cuda
-from tools import runner_environment as environment
+from tools import runner_environment
+from tools.training import environment
 
 
 def test_the_report_needs_no_config(capsys):
@@ -20,7 +21,7 @@ def test_data_and_weights_are_counted(tmp_path):
     (tmp_path / "data/ScanObjectNN/main_split").mkdir(parents=True)
     (tmp_path / "ckpts").mkdir()
     (tmp_path / "ckpts/pre-train.pth").write_bytes(b"0" * 1_500_000)
-    lines = environment.report(tmp_path / "data", tmp_path / "ckpts").splitlines()
+    lines = runner_environment.report(tmp_path / "data", tmp_path / "ckpts").splitlines()
     found = {line.split()[0]: line for line in lines if line}
     assert found["ScanObjectNN"].endswith("1 entries")
     assert "missing: python -m datasets.check says more" in found["ModelNetFewshot"]

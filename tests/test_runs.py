@@ -71,6 +71,7 @@ def test_pretraining_leaves_a_whole_run_folder(pretrained):
         "ckpt-best.pth",
         "ckpt-last.pth",
         "ckpt-previous.pth",
+        "metrics.jsonl",
         "reconstructions.png",
         "results.json",
         "results.md",

@@ -1,5 +1,6 @@
 """S3DIS: blocks to learn from, whole rooms to test on, and the figures of both."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -262,7 +263,9 @@ def test_a_segmenter_of_rooms_is_trained_and_tests_as_it_trained(here, capsys):
     assert results["best_chosen_on"].startswith("mIoU of blocks on S3DIS, test split, ")
     assert results["final"]["mIoU"] == results["final_accuracy"]
     assert set(results["final"]["class_IoU"]) >= {"ceiling", "floor", "wall"}
-    assert "generated shapes stand in for S3DIS (dataset: train, test)" in capsys.readouterr().err
+    log = capsys.readouterr().err
+    assert "generated shapes stand in for S3DIS (dataset: train, test)" in log
+    assert re.search(r"epoch 0/0 \| training: loss .* mIoU of blocks on S3DIS, test split: .* \| 0 s left\n", log)
     checkpoint = here / "experiments/act/rooms/rooms/ckpt-last.pth"
     assert run("act/rooms", "--test", "--ckpts", checkpoint, "--exp_name", "test") == 0
     measured = results_of("act/rooms", "test")["room segmentation"]

@@ -72,6 +72,7 @@ def test_defaults() -> None:
         "plug_in": None,
         "bank_ckpts": None,
         "env": False,
+        "wandb": None,
         "given": {"config"},
     }
 
@@ -385,24 +386,35 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def lines_of_a_loop(count: int, step: float, seconds: list[float], caplog: pytest.LogCaptureFixture) -> list[str]:
+def lines_of_a_loop(
+    count: int, step: float, seconds: list[float], caplog: pytest.LogCaptureFixture, early: bool = True
+) -> list[str]:
     with caplog.at_level(logging.INFO, logger="utils.logger"):
-        for _ in progress(range(count), "epoch 3"):
+        for _ in progress(range(count), "epoch 3", early=early):
             seconds[0] += step
     return caplog.messages
 
 
-def test_slow_loop_logs_each_tenth_with_elapsed_time_rate_and_time_left(
+def test_slow_loop_soon_says_how_long_then_logs_tenths_with_elapsed_time_rate_and_time_left(
     seconds: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines = lines_of_a_loop(40, 4.0, seconds, caplog)
+    lines = lines_of_a_loop(40, 20.0, seconds, caplog)
     assert lines[:3] == [
-        "epoch 3: 2/40 (5 %), 8 s, 0.25/s, about 152 s left",
-        "epoch 3: 4/40 (10 %), 16 s, 0.25/s, about 144 s left",
-        "epoch 3: 8/40 (20 %), 32 s, 0.25/s, about 128 s left",
+        "epoch 3: 1/40 (2 %), 20 s, 0.05/s, about 780 s left",
+        "epoch 3: 2/40 (5 %), 40 s, 0.05/s, about 760 s left",
+        "epoch 3: 4/40 (10 %), 80 s, 0.05/s, about 720 s left",
     ]
-    assert lines[-1] == "epoch 3: 40/40 (100 %), 160 s, 0.25/s, about 0 s left"
-    assert len(lines) == 11
+    assert [line.split()[2] for line in lines[3:]] == ["8/40", "12/40", "16/40", *(f"{n}/40" for n in range(20, 41, 4))]
+    assert lines[-1] == "epoch 3: 40/40 (100 %), 800 s, 0.05/s, about 0 s left"
+
+
+def test_a_loop_whose_length_is_known_logs_about_its_tenths_a_minute_apart(
+    seconds: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = lines_of_a_loop(100, 4.0, seconds, caplog, early=False)
+    assert [line.split()[2] for line in lines] == [f"{n}/100" for n in range(15, 100, 15)]
+    caplog.clear()
+    assert lines_of_a_loop(100, 0.5, seconds, caplog, early=False) == []
 
 
 def test_a_long_loop_soon_says_how_long(seconds: list[float], caplog: pytest.LogCaptureFixture) -> None:
@@ -422,8 +434,8 @@ def test_lines_keep_their_distance(seconds: list[float], caplog: pytest.LogCaptu
 def test_loop_of_unknown_length_logs_its_count(seconds: list[float], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="utils.logger"):
         for _ in progress(iter("abc"), "files"):
-            seconds[0] += 6
-    assert caplog.messages == ["files: 1, 6 s, 0.17/s", "files: 2, 12 s, 0.17/s", "files: 3, 18 s, 0.17/s"]
+            seconds[0] += 60
+    assert caplog.messages == ["files: 1, 60 s, 0.02/s", "files: 2, 120 s, 0.02/s", "files: 3, 180 s, 0.02/s"]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -16,7 +16,7 @@ from tools.evaluation.reconstruction import SCORES, reconstruction_scores
 from tools.training import provenance, sanity
 from tools.training.annealing import KL_BEGINS, annealed
 from tools.training.builder import evaluation_loader, parallel, test_split, training_loader
-from tools.training.modes import TO_TRAIN
+from tools.training.modes import AUTOENCODING, TO_TRAIN
 from tools.training.report import Measure
 from tools.training.run import open_run
 from tools.training.trainer import Trainer
@@ -25,7 +25,7 @@ from utils.device import choose_device
 from utils.seed import seed_everything
 from utils.tables import format_table
 
-MODE = "autoencoding"
+MODE = AUTOENCODING
 REQUIRED = (*TO_TRAIN, "temp", "kldweight", "dataset.test")
 DISTANCE = Measure("CDL1", "", lowest=True)
 

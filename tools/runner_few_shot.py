@@ -94,8 +94,8 @@ def run(config: dict[str, Any], args: Namespace, run_fold: Callable[..., dict[st
         if len(left) < len(tasks):
             logger.info("%d of %d folds are finished already", len(tasks) - len(left), len(tasks))
             results = report(run, mode, last, final=not left, trained=False)
-        for task in left:
-            task_args = Namespace(**{**vars(args), "resume": task in begun})
+        for number, task in enumerate(left, 1):
+            task_args = Namespace(**{**vars(args), "resume": task in begun, "following": len(left) - number})
             run_fold(of_task(config, task), task_args, part=task.part)
             setup_logger(run.log)  # instead of the fold's
             results = report(run, mode, last, final=task == left[-1])

@@ -86,14 +86,8 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             features = svm_features(model, loaders, device, seen_points(config))
             return on_main(lambda: linear_svm_accuracy(*features, config["svm"]["C"], config["svm"]["solver"]))
 
-        if reason:
-            protocol = f"no linear SVM, since {reason}; nothing chooses a checkpoint"
-            logger.info("%s: there will be ckpt-last.pth, of the latest epoch, and no ckpt-best.pth", protocol)
-        else:
-            name = name_of_entry(config["dataset"]["svm_test"])
-            protocol = f"linear SVM ({svm_name(config)}) on {name}, test split"
         chooser = None if reason else evaluate
-        results = Trainer(config, args, run, network, loader, step, chooser, protocol).fit()
+        results = Trainer(config, args, run, network, loader, step, chooser, protocol_of(config, reason)).fit()
         if reconstructs(model) and not args.dry_run:
             on_main(lambda: draw_reconstructions(model, shapes.to(device), run.folder / PICTURE, args.seed))
         return run.finish(results)
@@ -102,6 +96,15 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
 def mode_of(args: Namespace) -> str:
     """Name of what a command line does."""
     return MODE
+
+
+def protocol_of(config: dict[str, Any], reason: str) -> str:
+    """Say what chooses ckpt-best, or for which reason nothing does."""
+    if not reason:
+        return f"linear SVM ({svm_name(config)}) on {name_of_entry(config['dataset']['svm_test'])}, test split"
+    protocol = f"no linear SVM, since {reason}; nothing chooses a checkpoint"
+    logger.info("%s: there will be ckpt-last.pth, of the latest epoch, and no ckpt-best.pth", protocol)
+    return protocol
 
 
 def over_all_processes(

@@ -11,7 +11,7 @@ from tools.evaluation.features import svm_features, svm_loaders, without_teacher
 from tools.evaluation.probes import Features, load_features, probe, probe_table, save_features
 from tools.training import provenance
 from tools.training.builder import build_network
-from tools.training.modes import LINEAR_SVM
+from tools.training.modes import LINEAR_SVM, SVM_DATA
 from tools.training.run import Run, open_run
 from utils.checkpoint import load_weights
 from utils.device import choose_device
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 MODE = LINEAR_SVM
 REQUIRED = ("model", "dataset.svm_train", "dataset.svm_test", "svm.C")
-DATASET_OF_FLAG = {"modelnet40": "ModelNet40_SVM", "scan": "ScanObjectNN", "folder": "Folder"}
 
 
 def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
@@ -85,9 +84,9 @@ def _features(config: dict[str, Any], args: Namespace, loaders: tuple[DataLoader
 
 
 def _check_flag(config: dict[str, Any], args: Namespace) -> None:
-    expected = DATASET_OF_FLAG[args.test_svm]
+    expected = SVM_DATA[args.test_svm]
     for entry in ("svm_train", "svm_test"):
         if (name := config["dataset"][entry]["NAME"]) != expected:
-            right = next((flag for flag, dataset in DATASET_OF_FLAG.items() if dataset == name), None)
+            right = next((flag for flag, dataset in SVM_DATA.items() if dataset == name), None)
             hint = f"use --test_svm {right} or another config" if right else "use another config"
             raise ValueError(f"--test_svm {args.test_svm} needs {expected}, but dataset.{entry} is {name}; {hint}")

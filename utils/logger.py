@@ -2,12 +2,13 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -17,8 +18,10 @@ Item = TypeVar("Item")
 
 _HANDLER_PREFIX = "i2p_mae:"
 _TALKATIVE = ("matplotlib", "PIL")  # each font, each chunk of a picture
-_SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_LINES = 60.0
+_SECONDS_BETWEEN_EARLY_LINES = 5.0
 _LINES_PER_LOOP = 10
+_SIZE = {"ncols": 80, "nrows": 24}  # of a terminal that does not say how large it is
 
 logger = logging.getLogger(__name__)
 
@@ -103,13 +106,17 @@ def _log_warning(message: Warning | str, *place: object, **more: object) -> None
     logger.log(logging.WARNING if _informs() else logging.INFO, "%s", " ".join(str(message).split()))
 
 
-def progress(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+def progress(
+    iterable: Iterable[Item], description: str, total: int | None = None, early: bool = True
+) -> Iterator[Item]:
     """Yield the items of a loop and show how far it is: a bar on a terminal, a few log lines elsewhere.
 
     Args:
         iterable: what the loop runs over.
         description: a few words in front of the count.
         total: number of items, if `iterable` has no length.
+        early: whether lines soon say how long it takes; False where that is known, as after the first epoch. A bar is
+            there in any case.
 
     Returns:
         The items, unchanged and in order.
@@ -119,21 +126,30 @@ def progress(iterable: Iterable[Item], description: str, total: int | None = Non
     if not _informs():
         return iter(iterable)
     if sys.stderr.isatty():
-        return iter(tqdm(iterable, description, total, leave=False, dynamic_ncols=True, file=sys.stderr))
-    return _logged(iterable, description, total)
+        size: dict[str, Any] = {"dynamic_ncols": True} if _columns() else _SIZE
+        return iter(tqdm(iterable, description, total, leave=False, file=sys.stderr, **size))
+    return _logged(iterable, description, total, early)
 
 
-def _logged(iterable: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
-    """Log about every tenth of the loop, earlier ones where that is long, no two within `_SECONDS_BETWEEN_LINES`."""
+def _columns() -> int:
+    """Width of the terminal; 0 where it says none, as in some containers, in which tqdm would show no bar at all."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except OSError:
+        return 0
+
+
+def _logged(iterable: Iterable[Item], description: str, total: int | None, early: bool) -> Iterator[Item]:
+    """Log about every tenth of the loop, no two within a minute; early ones, each after twice the time of the last."""
     start = last = time.monotonic()
     tenths_shown = 0
     for done, item in enumerate(iterable, 1):
         yield item
         now = time.monotonic()
         tenths = _LINES_PER_LOOP * done // total if total else tenths_shown + 1
-        seconds = now - start
-        due = tenths > tenths_shown or seconds >= 2 * (last - start)
-        if due and now - last >= _SECONDS_BETWEEN_LINES:
+        seconds, since = now - start, now - last
+        soon = early and since >= _SECONDS_BETWEEN_EARLY_LINES and seconds >= 2 * (last - start)
+        if soon or (tenths > tenths_shown and since >= _SECONDS_BETWEEN_LINES):
             count = f"{done}/{total} ({100 * done // total} %)" if total else f"{done}"
             left = f", about {seconds / done * (total - done):.0f} s left" if total else ""
             logger.info("%s: %s, %.0f s, %.2f/s%s", description, count, seconds, done / seconds, left)

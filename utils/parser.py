@@ -214,6 +214,14 @@ def _build_parser() -> Parser:
         metavar="N",
         help="with data of your own: leave out up to N unreadable files, and name them (SKIP_BAD in the config)",
     )
+    other.add_argument(
+        "--wandb",
+        nargs="?",
+        const="",
+        metavar="PROJECT",
+        help="draw the curves of a training run in Weights & Biases too, which has to be installed; a resumed run goes "
+        "on there as the same",
+    )
     other.add_argument("--env", action="store_true", help="print versions, devices, kernels, data and weights found")
     other.add_argument(
         "--seed", type=integer_from(0, MAX_SEED), default=0, help="seed of every random draw (default: %(default)s)"
@@ -272,5 +280,7 @@ def _refuse_contradictions(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--bank_ckpts are weights of the model that --plug_in names: add it")
     if args.seeds and "seed" in args.given:
         parser.error("--seeds says every seed, and --seed one more: drop --seed")
+    if args.wandb is not None and args.dry_run:
+        parser.error("--wandb draws the curves of a training run, and --dry_run trains none: drop one")
     if args.sync_bn and args.launcher == "none":
         parser.error("--sync_bn is for several processes: start with torchrun and --launcher pytorch")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 RUN = "experiments/<config folder>/<config name>/<exp_name>/"
 _RESULTS = ("config.yaml", "results.json", "results.md")
-_TRAINED = ("ckpt-best.pth", "ckpt-last.pth", "ckpt-previous.pth", *_RESULTS)
+_TRAINED = ("ckpt-best.pth", "ckpt-last.pth", "ckpt-previous.pth", "metrics.jsonl", *_RESULTS)
 _PRE_TRAIN = "python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pre-train"
 
 
@@ -248,6 +248,7 @@ FLAGS = {  # in the order in which they are refused
     "val_freq": Use(_TRAIN, _TRAINS),
     "save_every_steps": Use(_TRAIN, _TRAINS),
     "skip_nonfinite": Use(_TRAIN, _TRAINS),
+    "wandb": Use(tuple(mode for mode in _TRAIN if mode != "dry-run"), "draws the curves of a training run: drop it"),
     "amp": Use(_TRAIN, _TRAINS),
     "compile": Use(_TRAIN, _TRAINS),
     "sync_bn": Use(_TRAIN, _TRAINS),

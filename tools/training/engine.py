@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tools.training.precision import Precision
 from utils.distributed import any_process, mean, same_buffers, world_size
-from utils.logger import progress
 
 Batch = tuple[Tensor, ...]  # points (B, N, 3), then targets: labels (B,) or others
 
@@ -81,7 +80,6 @@ def train_one_epoch(
     skip_nonfinite: int = 0,
     state: EpochState | None = None,
     after_update: Callable[[], None] = lambda: None,
-    description: str = "",
 ) -> dict[str, float]:
     """Train for one pass over the loader.
 
@@ -97,7 +95,6 @@ def train_one_epoch(
         skip_nonfinite: updates of the epoch that may be left out because a loss or a gradient is not finite.
         state: counts; continues where it stands.
         after_update: called after each update, for instance to save; what it raises ends the epoch.
-        description: what the progress bar says.
 
     Returns:
         The mean of everything `step` returned, weighted by batch size.
@@ -108,7 +105,7 @@ def train_one_epoch(
     """
     model.train()
     precision, state = precision or Precision(), state or EpochState()
-    batches = _timed(progress(loader, description), state)
+    batches = _timed(loader, state)
     while update := list(islice(batches, step_per_update)):
         buffers = [buffer.clone() for buffer in model.buffers()] if skip_nonfinite else []
         optimizer.zero_grad(set_to_none=True)

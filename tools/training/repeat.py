@@ -45,6 +45,7 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
             record = {key: value for key, value in parts[seed].latest()[1].get("run", {}).items() if key != "seed"}
             continue_as(parts[seed].folder, record, mode, summary.about, args)
         runs, trained = [], False
+        unfinished = [seed for seed, part in parts.items() if mode not in read_results(part.results_file)]
         for seed, part in parts.items():
             before = read_results(part.results_file)
             own = {
@@ -53,6 +54,7 @@ def run(runner: ModuleType, config: dict[str, Any], args: Namespace) -> dict[str
                 "exp_name": part.folder.name,
                 "resume": seed in begun,
                 "one_of_many": True,
+                "following": sum(args.seeds.index(other) > args.seeds.index(seed) for other in unfinished),
             }
             runs.append(runner.run(config, Namespace(**{**vars(args), **own, "given": args.given | {"seed"}})))
             trained |= read_results(part.results_file) != before

@@ -1,15 +1,11 @@
-"""What a training run says of itself: a line for each epoch and each evaluation, and results at the end."""
+"""What a training run measures, and its results at the end."""
 
-import logging
 from dataclasses import dataclass
 from typing import Any
 
-from tools.training.engine import EpochState
 from tools.training.run import Run
 from tools.training.state import TrainingState
 from utils.tables import format_table
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,27 +32,6 @@ class Measure:
 
 
 ACCURACY = Measure("accuracy", "%")
-
-
-def log_epoch(epoch: int, last: int, values: dict[str, float], progress: EpochState, seconds: float) -> None:
-    """Log what an epoch came to; `last` is the number of the last epoch."""
-    texts = [f"{name} {value:.5g}" for name, value in values.items()]
-    if progress.skipped:
-        texts.append(f"{progress.skipped} updates left out")
-    logger.info(
-        "epoch %d/%d | %s | %.1f s, %.0f %% of it waiting for data",
-        *(epoch, last, " | ".join(texts), seconds, 100 * progress.waited / seconds),
-    )
-
-
-def log_evaluation(last: int, state: TrainingState, measure: Measure, protocol: str, seconds: float) -> None:
-    """Log the latest evaluation beside the best."""
-    now, best = state.metrics, state.best_metrics
-    logger.info(
-        "epoch %d/%d | %s: %s | best %s at epoch %d | %.1f s",
-        *(now["epoch"], last, protocol, measure.shown(now[measure.name])),
-        *(measure.shown(best[measure.name]), best["epoch"], seconds),
-    )
 
 
 def results_of(state: TrainingState, measure: Measure, protocol: str, seconds: float) -> dict[str, Any]:

@@ -13,17 +13,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from torch.utils.data import Dataset
 
 from datasets import fingerprint
+from tools.training.closing import close_with
+from tools.training.curves import Curves, pictures_in
+from tools.training.environment import sections, tables
 from tools.training.modes import EXPERIMENTS
-from tools.training.record import changed_parts, continue_as, record_of, same_data, unsaid
+from tools.training.record import changed_parts, continue_as, plain, record_of, same_data, unsaid
+from tools.training.tracking import tracker_of
 from utils.checkpoint import LoadReport, read_checkpoint, remove_unfinished
 from utils.config import save_config
 from utils.device import choose_device, device_name
 from utils.distributed import is_main, on_main, restarted, world_size
-from utils.files import atomic_write, locked, make_folder, sha256_of, writing
+from utils.files import atomic_write, locked, make_folder, sha256_of
 from utils.logger import setup_logger
 from utils.tables import markdown_table
 
@@ -49,12 +52,15 @@ class Run:
         begun: the checkpoint that a resumed run continues from, and its content.
         recorded: what that says the run is; {} of a run that begins.
         finished: results of a resumed run that has nothing left to do, {} of any other.
+        results: what was finished, or is; {} before.
+        curves: of a training run, in the main process, while it is open.
         one_of_many: whether the command was asked for what several runs come to, not for what this one does.
+        following: runs like this one that the command does after it.
     """
 
     def __init__(self, folder: Path, mode: str, about: dict[str, Any], log: Path | None = None) -> None:
         self.folder, self.mode, self.about, self.log = folder, mode, about, log
-        self.one_of_many = False
+        self.one_of_many, self.following = False, 0
         self.config_file = folder / "config.yaml"
         self.last_checkpoint = folder / "ckpt-last.pth"
         self.previous_checkpoint = folder / "ckpt-previous.pth"
@@ -63,8 +69,8 @@ class Run:
         self.begun: tuple[Path, dict[str, Any]] | None = None
         self.recorded: dict[str, Any] = {}
         self.finished: dict[str, Any] = {}
-        self._curves: Path | None = None
-        self._writer: SummaryWriter | None = None
+        self.results: dict[str, Any] = {}
+        self.curves: Curves | None = None
 
     @property
     def resumable(self) -> list[Path]:
@@ -106,24 +112,18 @@ class Run:
         results = read_results(self.results_file).get(self.mode, {})
         trained, max_epoch = content.get("epoch", -1), config["max_epoch"]
         if trained >= max_epoch and results and results.get("history") == content.get("history"):
-            self.finished = {key: value for key, value in results.items() if key != "about"}
+            self.finished = self.results = {key: value for key, value in results.items() if key != "about"}
             logger.info(
                 "%s is finished: epoch %d of %d is done, and everything in it stays as it is; "
                 "raise max_epoch in the config to train longer",
                 *(self.folder, trained, max_epoch),
             )
 
-    def draw_in(self, folder: Path) -> None:
-        """Begin TensorBoard curves in a folder."""
-        self._curves = folder
-        if is_main():
-            with writing(folder):
-                self._writer = SummaryWriter(str(folder))
-
     def close(self) -> None:
         """Finish the curves."""
-        if self._writer:
-            self._writer.close()
+        if self.curves:
+            self.curves.close(done=bool(self.results))
+        self.curves = None
 
     def note_data(self, **datasets: Dataset) -> None:
         """Put the fingerprints of the data sets beside the results; ValueError if a resumed run had others."""
@@ -140,12 +140,9 @@ class Run:
         return f"{protocol}; weights chosen by: {self.about['checkpoint_chosen_by']}"
 
     def draw(self, values: Mapping[str, float], epoch: int) -> None:
-        """Add a point to each TensorBoard curve."""
-        if self._writer:
-            with writing(self._curves):
-                for name, value in values.items():
-                    self._writer.add_scalar(name, value, epoch)
-                self._writer.flush()
+        """Add a point to each curve."""
+        if self.curves:
+            self.curves.draw(values, epoch)
 
     def show(self, title: str, table: str) -> None:
         """Print what the command was asked for on stdout, and log it; of one of many runs, log it only."""
@@ -165,6 +162,9 @@ class Run:
             markdown: what results.md shows of this mode; "" for all of its single values.
             trained: False for a summary of runs that were finished before: where it says nothing new, the files stay.
         """
+        self.results = results
+        for picture in pictures_in(self.folder) if self.curves else ():
+            self.curves.picture(picture, results.get("final_epoch", 0))
         if is_main():
             path = self.results_file
             all_results = read_results(path)
@@ -179,9 +179,20 @@ class Run:
                 file.write("\n\n".join(f"# {mode}\n\n{text}" for mode, text in shown.items()).encode() + b"\n")
             with atomic_write(path) as file:  # last: a run that has it is finished
                 file.write((json.dumps(all_results, indent=2) + "\n").encode())
-            if self.log:
+            if self.log and self.one_of_many:  # of others the end of the command says it
                 logger.info("results in %s", path)
         return results
+
+
+def begin_curves(run: Run, config: dict[str, Any]) -> None:
+    """Keep beside the curves what the run is, by now in full: its config, and what was found on this machine."""
+
+    def begin() -> None:
+        texts = {"config": run.config_file.read_text(encoding="utf-8"), "environment": tables(sections())}
+        name = str(run.folder.relative_to(EXPERIMENTS))
+        run.curves.begin(name, {**plain(config), "about": run.about}, texts)
+
+    on_main(lambda: begin() if run.curves else None)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -224,7 +235,7 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
         args.resume = bool(run.resumable)
     curves = parent / "TFBoard" / name if training else None
     made = [path for place in (folder, curves or folder) for path in (place, *place.parents) if not path.exists()]
-    on_main(lambda: _check_folder(run, training, args.resume))
+    on_main(lambda: _check_start(run, training, args))
     log = folder / f"{datetime.now():%Y%m%d_%H%M%S}.log" if is_main() else None
     with locked(folder) if training and is_main() else nullcontext(), _without_trace_if_failed(made, log):
         if training and is_main():
@@ -236,14 +247,16 @@ def open_run(config: dict[str, Any], args: Namespace, mode: str, *, training: bo
         logger.debug("arguments: %s", vars(args))
         run = Run(folder, mode, describe(config, args), log)
         run.one_of_many = bool(part) or getattr(args, "one_of_many", False)  # of folds, or of seeds
+        run.following = getattr(args, "following", 0)
         if training and args.resume:
             run.resume(config, args)
-        if training and not run.finished:
-            run.draw_in(curves)
+        if curves and not run.finished:
+            run.curves = Curves(curves, tracker_of(folder, args)) if is_main() else None
         try:
             yield run
         finally:
             run.close()
+        close_with(run, config, args)
 
 
 @contextmanager
@@ -266,16 +279,18 @@ def _without_trace_if_failed(made: list[Path], log: Path | None) -> Iterator[Non
         raise
 
 
-def _check_folder(run: Run, training: bool, resume: bool) -> None:
-    """Make the folder; refuse to train over another run, and to resume what is not there."""
+def _check_start(run: Run, training: bool, args: Namespace) -> None:
+    """Make the folder; refuse to train over another run, to resume what is not there, to track without the library."""
     found = run.resumable
-    if training and found and not resume:
+    if training and found and not args.resume:
         raise ValueError(
             f"{run.folder} already holds a run ({found[0].name}); add --resume to continue it, "
             "or choose another --exp_name"
         )
-    if training and resume and not found:
+    if training and args.resume and not found:
         raise FileNotFoundError(f"nothing to resume: {run.last_checkpoint} does not exist; start without --resume")
+    if training:
+        tracker_of(run.folder, args)
     make_folder(run.folder)
 
 

@@ -2,7 +2,6 @@
 
 import logging
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -129,8 +128,11 @@ def resume(state: TrainingState, run: Run) -> None:
     logger.info("resuming at epoch %d, batch %d", state.epoch, state.progress.batches)
 
 
-def keep_nonfinite(error: NonFinite, run: Run, epoch: int, batches: int) -> Path:
-    """Keep what went into an update that is not finite, after `batches` of an epoch; returns the file."""
+def keep_nonfinite(error: NonFinite, run: Run, epoch: int, batches: int) -> ValueError:
+    """Keep what went into an update that is not finite, after `batches` of an epoch; returns the error that says so."""
     path = run.folder / f"nonfinite-epoch{epoch}-batch{batches}-rank{rank()}.pth"
     save_checkpoint(path, {"epoch": epoch, "stage": error.stage, "batches": [list(batch) for batch in error.batches]})
-    return path
+    return ValueError(
+        f"{error} in epoch {epoch}, after {batches} batches; what went in is in {path}; lower optimizer.kwargs.lr, set "
+        "grad_norm_clip, or allow some with --skip_nonfinite, and --resume"
+    )

@@ -1,6 +1,5 @@
 """The epochs of a training run: schedule, evaluation, best result, stopping. What is trained is handed in."""
 
-import logging
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -14,15 +13,15 @@ from tools.training.annealing import set_batchnorm_momentum
 from tools.training.builder import TrainingLoader, unwrapped
 from tools.training.dry_run import measure_dry
 from tools.training.engine import Batch, EpochState, NonFinite, train_one_epoch
-from tools.training.report import ACCURACY, Measure, log_epoch, log_evaluation, results_of, show_results
-from tools.training.run import Run
+from tools.training.epochs import EpochReport
+from tools.training.report import ACCURACY, Measure, results_of, show_results
+from tools.training.run import Run, begin_curves
 from tools.training.state import TrainingState, keep_nonfinite, resume, save
 from utils.checkpoint import load_weights
 from utils.distributed import any_process, rank
+from utils.logger import progress
 from utils.seed import mixed_seed
 from utils.signals import Stopped, StopRequest
-
-logger = logging.getLogger(__name__)
 
 ORDER_STREAM, AUGMENTATION_STREAM = 0, 1  # keep the draws of one epoch independent of each other
 
@@ -67,6 +66,9 @@ class Trainer:
         self.evaluate, self.protocol, self.test, self.test_protocol = evaluate, protocol, test, test_protocol
         self.measure = measure
         self.state = TrainingState(unwrapped(model), config, args)
+        self.interval, last = evaluation_interval(config, args), config["max_epoch"]
+        self.evaluated = {*range(0, last + 1, self.interval), last} if evaluate is not None else set()
+        self.report = EpochReport(run, self.state, last, self.evaluated, measure, protocol)
         self.updates, self.stop = 0, StopRequest()  # updates since the last checkpoint
 
     def fit(self) -> dict[str, Any]:
@@ -82,18 +84,21 @@ class Trainer:
         """
         began = time.perf_counter()
         max_epoch, state = self.config["max_epoch"], self.state
-        interval = evaluation_interval(self.config, self.args)
         if self.args.dry_run:
-            return measure_dry(self.run, self.config, state, self.loader, self._train_batches, self.evaluate, interval)
+            return measure_dry(
+                *(self.run, self.config, state, self.loader, self._train_batches, self.evaluate, self.interval)
+            )
         if self.args.resume:
             resume(state, self.run)
         elif self.args.start_ckpts:
             self.run.note_weights(load_weights(state.model, self.args.start_ckpts, strict=True))
+        self.report.begin()
+        begin_curves(self.run, self.config)
         with self.stop:
             for epoch in range(state.epoch, max_epoch + 1):
                 self._train(epoch)
-                due = self.evaluate is not None and (epoch % interval == 0 or epoch == max_epoch)
-                improved = due and self._evaluate(epoch)
+                improved = epoch in self.evaluated and self._evaluate(epoch)
+                self.report.tell()
                 state.epoch, state.progress = epoch + 1, EpochState()
                 self._save(improved)
                 if epoch < max_epoch and any_process(self.stop.requested, state.device):
@@ -114,10 +119,11 @@ class Trainer:
             tensors = (tensor.to(state.device, non_blocking=True) for tensor in batch)
             return self.step(*tensors, generator=state.augmentation)
 
+        batches, first = self.loader if most is None else islice(self.loader, most), self.report.batches.done == 0
         try:
             return train_one_epoch(
                 self.network,
-                self.loader if most is None else islice(self.loader, most),
+                progress(batches, f"epoch {epoch}", most, early=first),
                 step,
                 state.optimizer,
                 precision=state.precision,
@@ -126,23 +132,15 @@ class Trainer:
                 skip_nonfinite=self.args.skip_nonfinite,
                 state=state.progress,
                 after_update=after_update,
-                description=f"epoch {epoch}",
             )
         except NonFinite as error:
-            path = keep_nonfinite(error, self.run, epoch, state.progress.batches)
-            raise ValueError(
-                f"{error} in epoch {epoch}, after {state.progress.batches} batches; what went in is in {path}; lower "
-                "optimizer.kwargs.lr, set grad_norm_clip, or allow some with --skip_nonfinite, and --resume"
-            ) from error
+            raise keep_nonfinite(error, self.run, epoch, state.progress.batches) from error
 
     def _train(self, epoch: int) -> None:
-        began = time.perf_counter()
-        values, progress = self._train_batches(epoch, self._after_update), self.state.progress
-        seconds = time.perf_counter() - began
+        with self.report.training():
+            values = self._train_batches(epoch, self._after_update)
         values["lr"] = self.state.optimizer.param_groups[0]["lr"]
         self.state.history.append({"epoch": epoch, **values})
-        self.run.draw({f"train/{name}": value for name, value in values.items()}, epoch)
-        log_epoch(epoch, self.config["max_epoch"], values, progress, seconds)
 
     def _after_update(self) -> None:
         self.updates += 1
@@ -155,15 +153,14 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> bool:
         """Return whether this is the best so far."""
-        began, state, measure = time.perf_counter(), self.state, self.measure
-        value = self.evaluate()
+        with self.report.evaluating():
+            value = self.evaluate()
+        state, measure = self.state, self.measure
         state.metrics = {measure.name: value, "epoch": epoch}
         improved = not state.best_metrics or measure.better(value, state.best_metrics[measure.name])
         if improved:
             state.best_metrics = state.metrics
         state.history[-1]["evaluation"] = value  # beside the accuracy of the training batches
-        self.run.draw({f"evaluation/{measure.name}": value}, epoch)
-        log_evaluation(self.config["max_epoch"], state, measure, self.protocol, time.perf_counter() - began)
         return improved
 
     def _save(self, improved: bool) -> None:
