@@ -78,7 +78,7 @@ COMMON = {"config", "exp_name", "num_workers", "launcher", "local_rank", "skip_b
             "pre-train",
             COMMON
             | {"start_ckpts", "resume", "val_freq", "seeds", "dry_run", "save_every_steps", "skip_nonfinite"}
-            | {"amp", "compile", "resident_data", "sync_bn"},
+            | {"amp", "compile", "resident_data", "sync_bn", "wandb"},
         ),
     ],
 )

@@ -308,29 +308,3 @@ def test_a_run_that_fails_or_only_measures_says_nothing(playground, monkeypatch,
     text = capsys.readouterr().err
     assert "found: " not in text
     assert "next, " not in text
-
-
-def test_alone_it_offers_the_classifier_of_the_run_that_is_there(shipped, capsys):
-    from tools import runner_next_steps
-
-    for name in ("pre-training/point-m2ae/pre-train", "other/run/pre-train"):
-        folder = shipped / "experiments" / name
-        folder.mkdir(parents=True)
-        (folder / "ckpt-last.pth").touch()
-    (shipped / "data/any").mkdir(parents=True)
-    runs = ["experiments/pre-training/point-m2ae/pre-train", "experiments/other/run/pre-train"]
-    text = load_text("cfgs/pre-training/point-m2ae.yaml")
-    Path(runs[0], "config.yaml").write_text(text)
-    assert "fine-tuning/modelnet40.yaml" in runner_next_steps.report()
-    Path(runs[1], "ckpt-last.pth").unlink()
-    (line,) = [line for line in runner_next_steps.report().splitlines() if line.startswith("fine-tune: ")]
-    command = line.removeprefix("fine-tune: ")
-    check(command)
-    assert command == (
-        "python main.py --config cfgs/fine-tuning/point-m2ae_modelnet40.yaml --finetune_model --exp_name finetune "
-        f"--ckpts {runs[0]}/ckpt-last.pth"
-    )
-
-
-def load_text(path: str) -> str:
-    return Path(path).read_text()
