@@ -238,6 +238,11 @@ def touch(*names):
             ],
             ["small, on generated", "cfgs/fine-tuning"],
         ),
+        (
+            ["data/synthetic/meshes/x", "experiments/demo/own-data/a/ckpt-last.pth"],
+            ["cfgs/demo/own-data.yaml --finetune_model --exp_name finetune --ckpts experiments/demo/own-data"],
+            ["make demo", "--test "],
+        ),
         (["data/synthetic/ScanObjectNN/x"], ["see it work, in minutes: make demo"], ["cfgs/", "README.md"]),
         (
             ["data/my_shapes/a/1.ply"],

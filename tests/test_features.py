@@ -1,5 +1,6 @@
 """Features of files, and the search among them: what is computed, resumed, refused, found and drawn."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from models import load_encoder
 from tests.test_folder import cloud, write
 from tests.test_library import FEATURES_ONLY, POINT_MAE, model_of, saved
 from tools import features, search
-from tools.evaluation import feature_files
+from tools.evaluation import feature_files, retrieval
 from tools.evaluation.feature_files import Draw, read_features
 from tools.evaluation.kept import save_arrays
 
@@ -168,16 +169,28 @@ def test_the_nearest_are_found_and_the_query_left_out(kept, capsys):
     alone = Draw(64, "y", 0).read(feature_files.find_shapes([Path("more/alone.npy")])[0])[0]
     with torch.no_grad():
         queries = [found.features[1], load_encoder("a.pth")(alone[None]).feature[0].numpy()]
+    mean = sum(found.features.astype(float)) / len(found.features)
     for query, answers in zip(queries, (lines[:3], lines[3:]), strict=True):
+        centred = query - mean
         cosines = {
-            path: float(query @ row / np.linalg.norm(query) / np.linalg.norm(row))
-            for path, row in zip(found.paths, found.features, strict=True)
+            path: float(centred @ row / np.linalg.norm(centred) / np.linalg.norm(row))
+            for path, row in zip(found.paths, found.features - mean, strict=True)
             if query is not queries[0] or path != "shapes/cone/1.txt"
         }
         expected = sorted(cosines, key=lambda path: -cosines[path])[:3]
         assert [line[4] for line in answers] == expected
         assert [float(line[2]) for line in answers] == pytest.approx([cosines[path] for path in expected], abs=1e-3)
         assert [line[3] for line in answers] == [path.split("/")[1] for path in expected]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_of_one_or_two_features_the_cosines_are_plain(kept, count):
+    found = read_features(kept)
+    few = replace(found, paths=found.paths[:count], features=found.features[:count])
+    _, cosines = retrieval.nearest(few, ["a"], found.features[-1:], 5)
+    lengths = np.linalg.norm(found.features, axis=1)
+    expected = found.features[:count] @ found.features[-1] / lengths[:count] / lengths[-1]
+    assert cosines[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_was_found_is_drawn(kept, tmp_path, monkeypatch, caplog):

@@ -51,6 +51,7 @@ ENCODERS = {  # folder of the runs within `EXPERIMENTS` → what they are
     "act/pre-train": Encoder("act_pre-train", "act/{}"),
     "own-data/i2p-mae": Encoder("", "own-data/i2p-mae", OWN_ROOT),
     "own-data/point-mae": Encoder("", "own-data/point-mae", OWN_ROOT),
+    "demo/own-data": Encoder("", "demo/own-data", f"{SMALL}/meshes"),
     "demo/pre-train": Encoder("", "demo/fine-tune", f"{SMALL}/{SOURCES['ScanObjectNN'].home}"),
     "demo/point-bert": Encoder("", "demo/point-bert_fine-tune", f"{SMALL}/{SOURCES['ScanObjectNN'].home}"),
     "demo/act": Encoder("", "demo/act_fine-tune", f"{SMALL}/{SOURCES['ScanObjectNN'].home}"),
@@ -153,9 +154,10 @@ def _classifiers() -> Iterator[tuple[Path, Path]]:
 
 
 def _is_classifier(run: Path) -> bool:
-    """Whether a run is of a classifier: its folder says so, but that of your own data, which holds both kinds."""
-    if run.parent.parent.name != "own-data":
-        return f"{run.parent.parent.name}/{run.parent.name}" not in ENCODERS
+    """Whether a run is of a classifier: its folder says so, but where one config serves both kinds (your own data)."""
+    folder = f"{run.parent.parent.name}/{run.parent.name}"
+    if folder not in ENCODERS or ENCODERS[folder].classifier != folder:
+        return folder not in ENCODERS
     try:
         model = load_config(run / "config.yaml").model
     except (OSError, ValueError):

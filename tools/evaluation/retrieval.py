@@ -57,6 +57,8 @@ def nearest(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """The rows of `found` nearest to each query, itself left out; of equals the first.
 
+    Of three features and more the mean of `found` is taken off: what all shapes share would bring every cosine near 1.
+
     Args:
         found: n features.
         names: of the q queries.
@@ -66,7 +68,8 @@ def nearest(
     Returns:
         Rows of each query, nearest first, and all cosines (q, n).
     """
-    cosines = normalised(queries, "query") @ normalised(found.features, "known").T
+    mean = found.features.mean(0, dtype=np.float64) if len(found.features) > 2 else 0.0
+    cosines = normalised(queries - mean, "query") @ normalised(found.features - mean, "known").T
     orders = [np.argsort(-row, kind="stable") for row in cosines]
     others = [order[[found.paths[i] != name for i in order]] for order, name in zip(orders, names, strict=True)]
     return [order[:top] for order in others], cosines
