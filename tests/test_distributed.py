@@ -389,7 +389,7 @@ def test_only_the_main_process_writes_and_informs(trained, config):
     folder, lines = trained[config]
     assert {path.name for path in folder.iterdir() if path.suffix != ".log"} == {
         *("config.yaml", "ckpt-best.pth", "ckpt-last.pth", "ckpt-previous.pth"),
-        *("results.json", "results.md", ".lock"),
+        *("metrics.jsonl", "results.json", "results.md", ".lock"),
         *(["reconstructions.png"] if config == PRETRAINING else []),
     }
     assert len(list(folder.glob("*.log"))) == 1
@@ -398,6 +398,9 @@ def test_only_the_main_process_writes_and_informs(trained, config):
     assert len(set(messages)) == len(messages)
     (results,) = json.loads((folder / "results.json").read_text()).values()
     assert (results["about"]["processes"], results["final_epoch"]) == (2, 1)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    seen = [line["clouds_per_second"] * line["seconds"] for line in lines]
+    assert seen == pytest.approx([12, 12] if config == PRETRAINING else [30, 30])  # of both processes
 
 
 def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:

@@ -320,7 +320,7 @@ def shown_on_a_terminal(monkeypatch, columns: int) -> str:
     with os.fdopen(theirs, "w") as stream, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", stream)
         assert list(progress("ab", "bar")) == ["a", "b"]
-        stream.flush()
+        print("end", file=stream, flush=True)  # or there might be nothing to read
         shown = os.read(ours, 10_000).decode()
     os.close(ours)
     return shown
@@ -329,7 +329,7 @@ def shown_on_a_terminal(monkeypatch, columns: int) -> str:
 @pytest.mark.parametrize("columns", [0, 60, 120])
 def test_a_terminal_shows_a_bar_even_if_it_does_not_say_how_wide_it_is(monkeypatch, columns):
     shown = shown_on_a_terminal(monkeypatch, columns)
-    first = shown.split("\r")[1]
+    _, first, *_ = shown.split("\r")
     assert first.startswith("bar:   0%|")
     assert len(first) == pytest.approx(columns or 80, abs=1)
 
@@ -485,6 +485,12 @@ def test_what_keeps_it_from_drawing_is_told_before_the_run_begins(ran, monkeypat
     assert not (ran / FINETUNING / "refused").exists()
     requirements = Path(test_engine.__file__).parents[1] / "requirements-wandb.txt"
     assert requirements.read_text().splitlines()[-1].startswith("wandb")
+
+
+def test_a_missing_library_is_told_before_the_run_is_in_its_log(ran, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert run(FINETUNING, "--scratch_model", "--wandb", "--exp_name", "missing") == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_library_that_cannot_be_imported_is_not_called_missing(ran, monkeypatch, capsys, tmp_path):
