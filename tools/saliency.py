@@ -6,6 +6,7 @@ random weights and with those of the config. The shapes are generated, of a coll
 or files of your own.
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 from utils.command import MAX_SEED, Parser, integer_from, run_command
@@ -19,8 +20,8 @@ CLASSES = ["airplane", "bed", "car", "chair", "guitar", "lamp", "mug", "table"]
 COLLECTION = "saliency"  # of generated shapes
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Write the picture and print where it is."""
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """Return the command line's arguments."""
     parser = Parser(
         prog="python -m tools.saliency",
         description=__doc__.partition(": ")[2].split("\n\n")[0],
@@ -46,6 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.output.suffix != ".png":
         parser.error(f"--output is {args.output}; its name must end in .png")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the picture and print where it is."""
+    args = parse_args(argv)
     settings = load_config(args.config, PRE_TRAIN).get("model", {}).get("clip_config") or {}
     if settings.get("visual_encoder") is None:
         raise ValueError(
