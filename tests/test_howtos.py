@@ -1,12 +1,16 @@
 """The code of the how-tos runs: Python of the documents, a model class of one's own, a queue's script, the notebook."""
 
+import importlib
 import re
+import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from easydict import EasyDict
 from nbclient import NotebookClient
 from torch import nn
 
@@ -14,6 +18,7 @@ from models import MODELS, build_model, check_model_config, load_encoder
 from tests.playground import CLASSES, CONFIGS, REPOSITORY, make_playground, results_of, run
 from tests.test_docs import fenced, text_of
 from tests.test_point_mae import CLASSIFIER as POINT_MAE
+from tools.evaluation.feature_files import read_features
 from utils.config import load_config
 
 TUNE, PRE_TRAIN = "fine-tuning/modelnet", "pre-training/m2ae"
@@ -200,6 +205,29 @@ def test_the_notebook_is_committed_without_outputs():
     cells = [cell for cell in nbformat.read(TOUR, 4).cells if cell.cell_type == "code"]
     assert len(cells) > 5
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+
+
+@pytest.mark.slow
+def test_the_five_minutes_of_the_readme_run(tmp_path, monkeypatch, capsys):
+    """Each command as it stands there, with fewer shapes and one epoch."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cfgs", "ckpts"):
+        Path(name).symlink_to(REPOSITORY / name)
+    section = text_of(Path("README.md")).partition("## Five minutes")[2]
+    install, *commands = fenced(section, "")[0].splitlines()
+    assert install.startswith("pip install -r requirements.txt ")
+    monkeypatch.setattr("main.load_config", lambda *given: EasyDict({**load_config(*given), "max_epoch": 0}))
+    for line in commands:
+        if not Path("mine.ply").exists() and "mine.ply" in line:
+            shutil.copy(next(Path("data/synthetic/meshes/test/mug").glob("*.ply")), "mine.ply")
+        words = shlex.split(line.replace("--train 60 --test 20", "--train 4 --test 3"))
+        module = words[2] if words[1] == "-m" else "main"
+        package = f"{module}.__main__" if module == "datasets.synthetic" else module
+        assert importlib.import_module(package).main(words[3 if module != "main" else 2 :]) in (0, None), line
+    assert len(commands) == 5
+    assert len(read_features(Path("features.npz")).paths) == 4 * (4 + 3) + 1
+    assert {"found.png", "mine.ply"} <= {path.name for path in Path().iterdir()}
+    assert Path("pictures/mine/index.html").stat().st_size > 1e6
 
 
 @pytest.mark.slow
