@@ -209,12 +209,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], previous: Path | No
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed writers left.
 
-    Those of checkpoints, which nobody may be writing there; of other files those of an hour ago or more, since an
-    evaluation may be writing its results there now.
+    Those of checkpoints and of metrics.jsonl, which only a training writes; of other files those of an hour ago or more,
+    since an evaluation may be writing its results there now.
     """
     for temporary in folder.glob(".*.tmp"):
         with contextlib.suppress(FileNotFoundError):  # its writer has just put it in place
-            if ".pth." in temporary.name or time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+            if (
+                any(kind in temporary.name for kind in (".pth.", ".jsonl."))
+                or time.time() - temporary.stat().st_mtime > _STALE_SECONDS
+            ):
                 temporary.unlink()
 
 
