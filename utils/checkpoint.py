@@ -209,7 +209,7 @@ def save_checkpoint(path: str | Path, state: dict[str, Any], previous: Path | No
 def remove_unfinished(folder: Path) -> None:
     """Remove the temporary files that killed writers left.
 
-    Those of checkpoints and of metrics.jsonl, which only a training writes; of other files those of an hour ago or more,
+    Those of checkpoints and metrics.jsonl, which only a training writes; of other files those of an hour ago or more,
     since an evaluation may be writing its results there now.
     """
     for temporary in folder.glob(".*.tmp"):
