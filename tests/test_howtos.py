@@ -230,6 +230,30 @@ def test_the_five_minutes_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert Path("pictures/mine/index.html").stat().st_size > 1e6
 
 
+def test_one_command_does_what_the_five_minutes_say(tmp_path):
+    section = text_of(Path("README.md")).partition("## Five minutes")[2]
+    _, shapes, learn, _, _, page = fenced(section, "")[0].splitlines()
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    for name in ("requirements.txt", "requirements-own-data.txt", "requirements-pictures.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+
+    def planned(*flags: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["make", "-n", "page", *flags], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    lines = planned("CLOUD=mine.ply").stdout.splitlines()
+    ours = [line.replace(".venv/bin/", "") for line in lines if re.search(r"python (main\.py|-m (?!venv|pip))", line)]
+    assert ours == [shapes, learn, page]
+    assert any("-r requirements-own-data.txt -r requirements-pictures.txt" in line for line in lines)
+    refused = planned()
+    assert "say which file: make page CLOUD=mine.ply" in refused.stderr
+    assert refused.stdout == ""
+    learnt = tmp_path / "experiments/demo/own-data/pre-train/ckpt-last.pth"  # it is there, and not made anew
+    learnt.parent.mkdir(parents=True)
+    learnt.touch()
+    (tmp_path / "data/synthetic/meshes").mkdir(parents=True)
+    assert learn not in planned("CLOUD=mine.ply").stdout.replace(".venv/bin/", "")
+
+
 @pytest.mark.slow
 def test_the_notebook_runs_learns_and_shows_pictures():
     notebook = nbformat.read(TOUR, 4)
