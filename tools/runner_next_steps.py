@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from datasets.sources import SOURCES
 from tools.training.modes import CHECKPOINTS, DATA, EXPERIMENTS
+from tools.training.next_steps import CONFIGS
 from tools.training.unfinished import continuing
 from utils.config import load_config
 
 SHOWN = 3  # of a kind
 CONTINUED = 2  # runs that were interrupted
-CONFIGS = Path("cfgs")
 SMALL = "synthetic"  # folder of the data of cfgs/demo
 PRE_TRAIN = "python main.py --config cfgs/pre-training/i2p-mae.yaml --exp_name pre-train"
 SMALL_PRE_TRAIN = "python main.py --config cfgs/demo/pre-train.yaml --exp_name demo"

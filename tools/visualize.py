@@ -208,7 +208,7 @@ def of_pretraining(
     found, rebuilt, look = [], None, None
     if explain.reconstructs(model):
         rebuilt = explain.reconstructions(model, points, args.seed)
-        figures.draw_reconstructions(model, points, args.output / "reconstructions.png", args.seed)
+        figures.draw_reconstructed(clouds.points, rebuilt, args.output / "reconstructions.png")
         found.append(sections.reconstruction(clouds, rebuilt))
     else:
         logger.info("no reconstruction: with losses 2d the head that predicts points stays untrained")

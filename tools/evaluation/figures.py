@@ -38,7 +38,7 @@ Panel = tuple[str, Coloured | Depth]  # with its title
 
 
 def draw_reconstructions(model: nn.Module, points: Tensor, path: Path, seed: int | None = None) -> None:
-    """Write a PNG with a row per cloud: input, visible points, masked points, reconstruction.
+    """Reconstruct clouds and draw them, see `draw_reconstructed`.
 
     Args:
         model: a pre-training model; it draws the masks. Used in evaluation mode.
@@ -46,14 +46,24 @@ def draw_reconstructions(model: nn.Module, points: Tensor, path: Path, seed: int
         path: the file to write, in an existing folder.
         seed: of the masks, see `reconstructions`.
     """
-    found = reconstructions(model, points, seed)
+    draw_reconstructed(points.cpu(), reconstructions(model, points, seed), path)
+
+
+def draw_reconstructed(points: Tensor, found: dict[str, Tensor], path: Path) -> None:
+    """Write a PNG with a row per cloud: input, visible points, masked points, reconstruction.
+
+    Args:
+        points: (B, N, 3) on the CPU, y up.
+        found: what `reconstructions` returned.
+        path: the file to write, in an existing folder.
+    """
     rows = []
     for cloud, visible in enumerate(found["visible"]):
         seen, predicted = _seen_and_predicted(found, cloud)
         hidden = found["neighborhoods"][cloud][~visible]
         rows.append(
             [
-                ("input", [(points[cloud].cpu(), VISIBLE)]),
+                ("input", [(points[cloud], VISIBLE)]),
                 ("visible points", [(seen, VISIBLE)]),
                 ("masked points", [(hidden, MASKED)]),
                 ("visible and reconstructed points", [(seen, VISIBLE), (predicted, PREDICTED)]),
