@@ -1,6 +1,7 @@
 """The code of the how-tos runs: Python of the documents, a model class of one's own, a queue's script, the notebook."""
 
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -237,8 +238,11 @@ def test_one_command_does_what_the_five_minutes_say(tmp_path):
     for name in ("requirements.txt", "requirements-own-data.txt", "requirements-pictures.txt"):
         shutil.copy(REPOSITORY / name, tmp_path)
 
+    typed = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # not within `make test`
+
     def planned(*flags: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["make", "-n", "page", *flags], cwd=tmp_path, capture_output=True, text=True, check=False)
+        command = ["make", "-n", "page", *flags]
+        return subprocess.run(command, cwd=tmp_path, env=typed, capture_output=True, text=True, check=False)
 
     lines = planned("CLOUD=mine.ply").stdout.splitlines()
     ours = [line.replace(".venv/bin/", "") for line in lines if re.search(r"python (main\.py|-m (?!venv|pip))", line)]
