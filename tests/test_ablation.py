@@ -16,9 +16,10 @@ from models.masking import draw_mask
 from tests.playground import CLASSES, CONFIGS, ENCODER, POINTS, SCAN_DATA, SHAPENET, write_config
 from tests.test_pretraining_models import UNUSED, drawn_mask, i2p_mae, points, without_gradient  # noqa: F401
 from tools import ablation, label_efficiency
-from tools.ablation import SETTINGS, draw, summarise
+from tools.ablation import SETTINGS, compare, draw, summarise
 from tools.evaluation.gradients import gradient_norms
 from tools.evaluation.guidance import BALANCED, POINT_M2AE, RELEASED, UNTRAINED, Figures, Setting
+from tools.evaluation.paired import difference
 from utils.config import load_config, save_config
 from utils.tables import read_text, replace_section
 
@@ -156,23 +157,43 @@ def table():
     }
 
 
-def test_rows_hold_means_deviations_and_differences_of_the_same_seed(table):
+def test_rows_hold_means_and_deviations(table):
     rows = summarise(table)
-    beside = ["-13.0 ± 2.0", "-10.0 ± 1.0"]  # 20 − 31 = −11 and 22 − 37 = −15; −9 and −11
-    assert rows[0] == ["untrained encoder", "–", "–", "21.0 ± 1.0", "20.0 22.0", *beside, "–", "–", "–"]
-    beside = ["-2.0 ± 1.0", "+1.0 ± 0.0"]  # −1 and −3; +1 and +1
-    assert rows[1] == ["none", "3d", "random", "32.0 ± 2.0", "30.0 34.0", *beside, "3 : –", "3 : –", "21.0 ± 1.0"]
+    assert rows[0] == ["untrained encoder", "–", "–", "21.0 ± 1.0", "20.0 22.0", "–", "–", "–"]
+    assert rows[1] == ["none", "3d", "random", "32.0 ± 2.0", "30.0 34.0", "3 : –", "3 : –", "21.0 ± 1.0"]
     assert rows[2][:2] == ["trained", "both"]
-    assert rows[2][5:9] == ["–", "+3.0 ± 1.0", "0.25 : 2", "0.05 : 0.5"]
+    assert rows[2][5:7] == ["0.25 : 2", "0.05 : 0.5"]
     assert rows[3][:3] == ["trained", "both, 3D × 0.003", "temperature 1"]
-    assert rows[3][5:7] == ["-3.0 ± 1.0", "–"]
-
-
-def test_a_difference_is_of_the_seeds_that_both_have(table):
-    del table[RELEASED][0]
-    assert summarise(table)[1][5] == "-3.0"
     del table[POINT_M2AE][1]
-    assert summarise(table)[1][3:7] == ["30.0", "30.0", "–", "+1.0"]
+    assert summarise(table)[1][3:5] == ["30.0", "30.0"]
+
+
+def test_differences_are_of_runs_with_the_same_seed(table):
+    """By Student's t with one degree of freedom, 12.706 standard errors to either side."""
+    assert compare(table) == [
+        ["the 3D loss alone beside no training", "+11.0 ± 1.0", "+10.0 +12.0", "-1.7 to +23.7"],
+        ["3D × 0.003 beside 1 and 1", "-3.0 ± 1.0", "-2.0 -4.0", "-15.7 to +9.7"],
+    ]
+    del table[BALANCED][0]
+    assert compare(table)[1][1:] == ["-4.0", "-4.0", "–"]
+    del table[BALANCED]
+    assert len(compare(table)) == 1
+
+
+def test_a_difference_is_shown_where_its_interval_is_without_zero():
+    """Five differences of mean 1 and standard deviation √2.5: 2.776 standard errors of 0.7071 to either side."""
+    found = difference({4: 3.0, 0: -1.0, 1: 0.0, 2: 1.0, 3: 2.0, 9: 50.0}, dict.fromkeys(range(5), 0.0))
+    assert found.values == (-1.0, 0.0, 1.0, 2.0, 3.0)
+    assert found.interval == pytest.approx((1 - 1.96324, 1 + 1.96324), abs=1e-4)
+    assert (str(found), found.shown) == ("+1.0 ± 0.7", False)
+    assert difference({seed: value + 1 for seed, value in enumerate(found.values)}, dict.fromkeys(range(5), 0.0)).shown
+    assert difference(dict.fromkeys(range(5), 0.0), {seed: v + 1 for seed, v in enumerate(found.values)}).shown
+    assert (str(difference({0: 2.0}, {0: 5.0})), difference({0: 2.0}, {0: 5.0}).shown) == ("-3.0", False)
+    assert difference({0: 2.0}, {1: 5.0}) is None
+
+
+def test_every_setting_has_a_part_in_a_comparison():
+    assert {setting for pair in ablation.PAIRS.values() for setting in pair} == {UNTRAINED, *SETTINGS}
 
 
 def test_the_picture_is_drawn(table, tmp_path):
@@ -358,6 +379,7 @@ def test_label_efficiency_probes_and_fine_tunes_what_was_pre_trained(small, monk
     write_config(Path(), "tuning", tuning)
     monkeypatch.setattr(label_efficiency, "CONFIG", Path("cfgs/tuning.yaml"))
     monkeypatch.setattr(label_efficiency, "STARTS", {"scratch": None, "I2P-MAE": RELEASED})
+    monkeypatch.setattr(label_efficiency, "PAIRS", (("I2P-MAE", "scratch"),))
     monkeypatch.setattr(label_efficiency, "UPDATES", 2)
     write = write_scanobjectnn
     monkeypatch.setattr(
@@ -371,11 +393,13 @@ def test_label_efficiency_probes_and_fine_tunes_what_was_pre_trained(small, monk
     text = document.read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert rows[0] == "| measure | start | 1 a class | 2 a class |"
-    assert [row.split(" | ")[:2] for row in rows[2:]] == [
+    assert [row.split(" | ")[:2] for row in rows if "---" not in row and "measure" not in row] == [
         ["| linear SVM", "scratch"],
         ["| linear SVM", "I2P-MAE"],
         ["| fine-tuned", "scratch"],
         ["| fine-tuned", "I2P-MAE"],
+        ["| linear SVM", "I2P-MAE − scratch"],
+        ["| fine-tuned", "I2P-MAE − scratch"],
     ]
     assert Path("label-efficiency.png").exists()
     modes = [next((flag for flag in command if flag.endswith("_model")), "pre-train") for command in small]
@@ -388,6 +412,19 @@ def test_label_efficiency_probes_and_fine_tunes_what_was_pre_trained(small, monk
 
     assert label_efficiency.main(arguments) == 0  # everything is read
     assert (document.read_text(), len(small)) == (text, 5)
+
+
+def test_differences_by_labels_are_bold_where_they_are_shown():
+    seeds = range(3)
+    table = {
+        (measured, start): {1: {s: base + s for s in seeds}, 2: {s: base * (-1) ** s for s in seeds}}
+        for measured in label_efficiency.MEASURES
+        for start, base in (("scratch", 1.0), ("I2P-MAE", 4.0), ("Point-M2AE", 1.0))
+    }
+    rows = label_efficiency.compare(table)
+    assert rows[0] == ["linear SVM", "I2P-MAE − scratch", "**+3.0 ± 0.0**", "+1.0 ± 2.0"]
+    assert rows[2] == ["linear SVM", "Point-M2AE − scratch", "+0.0 ± 0.0", "+0.0 ± 0.0"]
+    assert [row[0] for row in rows] == ["linear SVM"] * 3 + ["fine-tuned"] * 3
 
 
 def test_few_labels_make_as_many_updates():

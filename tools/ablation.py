@@ -30,6 +30,7 @@ from tools.evaluation.guidance import (
     read_figures,
     reloaded,
 )
+from tools.evaluation.paired import difference
 from tools.training.modes import EXPERIMENTS
 from utils.command import Parser, add_seeds, run_command
 from utils.config import load_config
@@ -49,23 +50,39 @@ HEADERS = (
     "mask",
     "linear SVM, %",
     "seeds",
-    "beside both, 1 and 1",
-    "beside both, 3D × 0.003",
     "gradient of 3D : 2D, at first",
     "at the end",
     "saliency held by visible tokens, %",
 )
+DIFFERENCES = ("what differs", "points", "of each seed", "95 % interval")
 
-
+UNTRAINED_2D, TRAINED_2D = Setting("untrained", "2d"), Setting("trained", "2d")
+TENTH = Setting("trained", "both", weight_3d=0.1)
+RANDOM, SHARP, SHARPEST = (BALANCED._replace(mask_temperature=value) for value in (math.inf, 0.01, 0.003))
 SETTINGS = (
     POINT_M2AE,
-    Setting("untrained", "2d"),
-    Setting("trained", "2d"),
+    UNTRAINED_2D,
+    TRAINED_2D,
     RELEASED,
-    Setting("trained", "both", weight_3d=0.1),
+    TENTH,
     BALANCED,
-    *(BALANCED._replace(mask_temperature=temperature) for temperature in (math.inf, 0.01, 0.003)),
+    RANDOM,
+    SHARP,
+    SHARPEST,
 )
+PAIRS: dict[str, tuple[Setting, Setting | str]] = {  # what differs → which is compared, and beside which
+    "the 3D loss alone beside no training": (POINT_M2AE, UNTRAINED),
+    "2D targets of the untrained teacher beside the 3D loss alone": (UNTRAINED_2D, POINT_M2AE),
+    "2D targets of the trained teacher beside those of the untrained one": (TRAINED_2D, UNTRAINED_2D),
+    "both losses, 1 and 1, beside the 2D loss alone": (RELEASED, TRAINED_2D),
+    "3D × 0.1 beside 1 and 1": (TENTH, RELEASED),
+    "3D × 0.003 beside 1 and 1": (BALANCED, RELEASED),
+    "3D × 0.003 beside the 2D loss alone": (BALANCED, TRAINED_2D),
+    "3D × 0.003, trained teacher, beside 2D targets of the untrained one": (BALANCED, UNTRAINED_2D),
+    "mask of temperature 1 beside a random one": (BALANCED, RANDOM),
+    "mask of temperature 0.01 beside a random one": (SHARP, RANDOM),
+    "mask of temperature 0.003 beside a random one": (SHARPEST, RANDOM),
+}
 
 
 Table = dict[Setting | str, dict[int, Figures]]  # setting → seed → figures
@@ -92,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         table = measure_all(config, args.seeds, folder, EXPECTED_SECONDS[args.quick])
     print(f"\n{format_table(summarise(table), HEADERS)}\n")
+    print(f"{format_table(compare(table), DIFFERENCES)}\n")
     draw(table, folder / "ablation.png")
     print(f"picture  {folder / 'ablation.png'}")
     if args.write:
@@ -134,7 +152,7 @@ def measure_all(config: EasyDict, seeds: Sequence[int], folder: Path, expected_s
 
 
 def read_all(config: EasyDict, seeds: Sequence[int], folder: Path) -> Table:
-    """Read the figures of the runs that are finished; ValueError if the released setting or the untrained has none."""
+    """Read the figures of the runs that are finished; ValueError if the untrained encoder or every setting has none."""
     make_folder(folder)
     table: Table = {}
     for key in (UNTRAINED, *SETTINGS):
@@ -142,8 +160,8 @@ def read_all(config: EasyDict, seeds: Sequence[int], folder: Path) -> Table:
         found = {seed: read_figures(figures_file(folder, name, seed), own) for seed in seeds}
         if runs := {seed: figures for seed, figures in found.items() if figures}:
             table[key] = runs
-    if missing := {UNTRAINED, RELEASED} - set(table):
-        raise ValueError(f"{folder} has no finished run of {missing.pop()}, beside which the others are seen")
+    if UNTRAINED not in table or len(table) == 1:
+        raise ValueError(f"{folder} has no finished run of {'a setting' if table else f'the {UNTRAINED}'}")
     return table
 
 
@@ -159,10 +177,6 @@ def summarise(table: Table) -> list[list[str]]:
                 *words,
                 _spread(accuracies),
                 " ".join(f"{accuracy:.1f}" for accuracy in accuracies),
-                *(
-                    "–" if setting == other else _difference(runs, table.get(other, {}))
-                    for other in (RELEASED, BALANCED)
-                ),
                 *(_gradients(list(runs.values()), when) for when in ("first", "last")),
                 _spread(shares) if shares else "–",
             ]
@@ -170,18 +184,20 @@ def summarise(table: Table) -> list[list[str]]:
     return rows
 
 
+def compare(table: Table) -> list[list[str]]:
+    """Rows of the differences, as `DIFFERENCES` says: of the `PAIRS` that have a seed in common."""
+    rows = []
+    for what, pair in PAIRS.items():
+        one, other = ({seed: run.accuracy for seed, run in table.get(key, {}).items()} for key in pair)
+        if found := difference(one, other):
+            interval = "–" if found.interval is None else " to ".join(f"{end:+.1f}" for end in found.interval)
+            rows.append([what, str(found), " ".join(f"{value:+.1f}" for value in found.values), interval])
+    return rows
+
+
 def _spread(values: Sequence[float]) -> str:
     mean = f"{statistics.fmean(values):.1f}"
     return f"{mean} ± {statistics.pstdev(values):.1f}" if len(values) > 1 else mean
-
-
-def _difference(runs: dict[int, Figures], others: dict[int, Figures]) -> str:
-    """Mean of the differences of runs with the same seed, ± its standard error."""
-    values = [run.accuracy - others[seed].accuracy for seed, run in runs.items() if seed in others]
-    if not values:
-        return "–"
-    mean = f"{statistics.fmean(values):+.1f}"
-    return f"{mean} ± {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else mean
 
 
 def _gradients(runs: Sequence[Figures], when: str) -> str:
@@ -225,6 +241,8 @@ def write(document: Path, table: Table, flags: str) -> None:
     parts = [
         f"Made by `python -m tools.ablation {flags}`.",
         markdown_table(summarise(table), HEADERS),
+        "Differences of runs with the same seed, mean ± standard error:",
+        markdown_table(compare(table), DIFFERENCES),
         f"![accuracy of each setting]({picture.name})",
     ]
     replace_section(document, HEADING, "\n\n".join(parts))

@@ -17,6 +17,7 @@ from typing import Any
 from easydict import EasyDict
 
 from tools.evaluation import guidance
+from tools.evaluation.paired import difference
 from tools.training.launch import run_or_read
 from tools.training.modes import EXPERIMENTS
 from utils.command import Parser, add_seeds, integer_from, run_command
@@ -40,6 +41,7 @@ STARTS: dict[str, guidance.Setting | None] = {
     "I2P-MAE": guidance.BALANCED,
 }
 MEASURES = ("linear SVM", "fine-tuned")
+PAIRS = (("I2P-MAE", "scratch"), ("I2P-MAE", "Point-M2AE"), ("Point-M2AE", "scratch"))
 HEADING = "Label efficiency"
 
 Table = dict[tuple[str, str], dict[int, dict[int, float]]]  # (measure, start) → labels a class → seed → accuracy
@@ -62,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     table = measure_all(args.seeds, labels)
     headers = ["measure", "start", *(f"{count} a class" for count in labels)]
     print(f"\n{format_table(summarise(table), headers)}\n")
+    print(f"{format_table(compare(table), headers)}\n")
     picture = args.write.with_name("label-efficiency.png") if args.write else FOLDER / "label-efficiency.png"
     draw(table, picture)
     print(f"picture  {picture}")
@@ -70,6 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         parts = [
             f"Made by `python -m tools.label_efficiency {flags}`; mean ± standard deviation over the seeds.",
             markdown_table(summarise(table), headers),
+            "Differences of runs with the same seed, mean ± standard error; **bold**: 95 % interval without zero:",
+            markdown_table(compare(table), headers),
             f"![accuracy against labelled shapes]({picture.name})",
         ]
         replace_section(args.write, HEADING, "\n\n".join(parts))
@@ -180,6 +185,19 @@ def summarise(table: Table) -> list[list[str]]:
             spread = f" ± {statistics.pstdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.1f}{spread}")
         rows.append([measured, start, *cells])
+    return rows
+
+
+def compare(table: Table) -> list[list[str]]:
+    """Rows of the differences of `PAIRS`, seed by seed, for each number of labels; bold where one is shown."""
+    rows = []
+    for measured in MEASURES:
+        for one, other in PAIRS:
+            by_count = [
+                difference(table[measured, one][count], found) for count, found in table[measured, other].items()
+            ]
+            cells = [f"**{found}**" if found and found.shown else str(found) for found in by_count]
+            rows.append([measured, f"{one} − {other}", *cells])
     return rows
 
 
