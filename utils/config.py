@@ -81,7 +81,8 @@ _SCHEMA = _Section(
                     required={"epochs": _integer_from(1), "initial_epochs": _integer_from(0)},
                     optional={"lr_min": _NOT_NEGATIVE},
                 ),
-            }
+            },
+            optional={"every": _one_of("epoch", "update")},
         ),
         "bn_momentum": _Section(
             required={"start": _SHARE, "decay": _SHARE, "every": _integer_from(1), "lowest": _SHARE}

@@ -361,12 +361,14 @@ def build_optimizer(model: nn.Module, config: dict[str, Any]) -> torch.optim.Opt
 def build_scheduler(optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> CosineLRScheduler:
     """Build the learning rate schedule: linear warm-up from 1e-6, then a cosine down to 1e-6 or `lr_min`.
 
-    The learning rate is a function of the epoch: call `scheduler.step(epoch)` before epoch `epoch`.
+    The learning rate is a function of the epoch: call `scheduler.step(epoch)` before epoch `epoch`, or, with a
+    fraction, before an update within it.
 
     Args:
         optimizer: its learning rate is the peak.
-        config: the `scheduler` section, {type, kwargs {epochs, initial_epochs, lr_min}}; `epochs` is where the cosine
-            ends, counted from epoch 0, and the first `initial_epochs` of them are the warm-up. CosLR is the only type.
+        config: the `scheduler` section, {type, kwargs {epochs, initial_epochs, lr_min}, every}; `epochs` is where the
+            cosine ends, counted from epoch 0, and the first `initial_epochs` of them are the warm-up. CosLR is the only
+            type. `every` is for who steps it: "epoch", as released, or "update".
     """
     return CosineLRScheduler(
         optimizer,

@@ -114,8 +114,12 @@ class Trainer:
         if not state.progress.batches:
             state.augmentation.manual_seed(mixed_seed(self.args.seed, epoch, AUGMENTATION_STREAM, rank()))
         self.loader.begin(epoch, mixed_seed(self.args.seed, epoch, ORDER_STREAM), state.progress.batches)
+        by_update = config["scheduler"].get("every") == "update"
+        length = state.progress.batches + len(self.loader)  # batches of the whole epoch: done, and left
 
         def step(batch: Batch) -> dict[str, Tensor]:
+            if by_update:
+                state.scheduler.step(epoch + state.progress.batches / length)
             tensors = (tensor.to(state.device, non_blocking=True) for tensor in batch)
             return self.step(*tensors, generator=state.augmentation)
 
