@@ -530,6 +530,10 @@ def test_floats_without_a_point_are_numbers(tmp_path: Path, text: str, value: fl
             {"scheduler": {"type": "CosLR", "kwargs": {"epochs": 1, "initial_epochs": 0, "lr_min": -1}}},
             "scheduler.kwargs.lr_min = -1",
         ),
+        (
+            {"scheduler": {"type": "CosLR", "kwargs": {"epochs": 1, "initial_epochs": 0}, "every": "step"}},
+            "scheduler.every = 'step'",
+        ),
         ({"model": {}}, "missing key 'model.NAME'"),
         ({"model": {"NAME": 3}}, "model.NAME = 3"),
         ({"model": "I2P_MAE"}, "model = 'I2P_MAE'"),

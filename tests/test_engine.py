@@ -1,5 +1,6 @@
 """The loops, the builder, the trainer and the run folder, with tiny modules in place of the models."""
 
+import itertools
 import json
 import math
 import os
@@ -427,6 +428,52 @@ def test_an_epoch_runs_at_its_own_learning_rate(here, quiet):
     trainer.fit()
     second = 1e-6 + (0.05 - 1e-6) * (1 + math.cos(math.pi / 10)) / 2  # the warm-up is over
     assert [epoch["lr"] for epoch in trainer.state.history] == pytest.approx([1e-6, second])
+
+
+def rates_by_update(run):
+    """Train; returns the learning rate of each batch."""
+    rates, step = [], run.trainer.step
+
+    def noted(*args, **kwargs):
+        rates.append(run.trainer.state.optimizer.param_groups[0]["lr"])
+        return step(*args, **kwargs)
+
+    run.trainer.step = noted
+    run.trainer.fit()
+    return rates
+
+
+def by_update(**changes):
+    return config(scheduler={**config().scheduler, "every": "update"}, **changes)
+
+
+def test_a_learning_rate_changes_with_every_update_where_the_config_says_so(here, quiet):
+    rates = rates_by_update(Trained([50.0, 50.0], by_update(max_epoch=1)))
+    warm_up = [1e-6 + (0.05 - 1e-6) * batch / 4 for batch in range(4)]  # epochs of 4 batches, the first is the warm-up
+    cosine = [1e-6 + (0.05 - 1e-6) * (1 + math.cos(math.pi * (1 + batch / 4) / 10)) / 2 for batch in range(4)]
+    assert rates == pytest.approx(warm_up + cosine)
+    added_up = rates_by_update(Trained([50.0], by_update(max_epoch=0, step_per_update=2), exp_name="added-up"))
+    assert added_up == pytest.approx([1e-6, 1e-6, *warm_up[2:3] * 2])
+
+
+def test_a_run_that_is_resumed_within_an_epoch_goes_on_with_its_learning_rate(here, quiet):
+    whole = Trained([50.0, 60.0], by_update(max_epoch=1), exp_name="whole")
+    rates = rates_by_update(whole)
+    stopped = Trained([50.0], by_update(max_epoch=1), save_every_steps=1)
+    after_update, updates = stopped.trainer._after_update, itertools.count(1)
+
+    def interrupt():
+        after_update()
+        if next(updates) == 6:  # in epoch 1
+            raise KeyboardInterrupt
+
+    stopped.trainer._after_update = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        stopped.trainer.fit()
+    resumed = Trained([60.0], by_update(max_epoch=1), resume=True)
+    assert rates_by_update(resumed) == rates[6:]
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
 def test_the_config_clips_gradients(here, quiet):
