@@ -63,7 +63,7 @@ def _folder_name(text: str) -> str:
 
 
 def _build_parser() -> Parser:
-    """Declare every flag."""
+    """Declare every flag, group by group, in the order of the help."""
     parser = Parser(
         prog="python main.py",
         usage="python main.py --config FILE [flag of a mode, or none to pre-train] [other flags]\n"
@@ -91,7 +91,22 @@ def _build_parser() -> Parser:
         metavar="NAME",
         help="the run's folder under experiments/<config folder>/<config name>/ (default: %(default)s)",
     )
+    for add in (
+        _add_mode,
+        _add_weights,
+        _add_training,
+        _add_few_shot,
+        _add_speed,
+        _add_processes,
+        _add_testing,
+        _add_other,
+    ):
+        add(parser)
+    return parser
 
+
+def _add_mode(parser: Parser) -> None:
+    """What a command does."""
     mode = parser.add_argument_group("mode (at most one)").add_mutually_exclusive_group()
     mode.add_argument(
         "--test_svm", choices=["modelnet40", "scan", "folder"], help="linear SVM on frozen features; needs --ckpts"
@@ -106,6 +121,9 @@ def _build_parser() -> Parser:
     )
     mode.add_argument("--profile", action="store_true", help="parameters and multiply-adds of the config's model")
 
+
+def _add_weights(parser: Parser) -> None:
+    """Where weights come from."""
     weights = parser.add_argument_group("weights")
     weights.add_argument("--ckpts", type=weights_file, metavar="FILE", help="weights to evaluate or to fine-tune")
     weights.add_argument(
@@ -113,6 +131,9 @@ def _build_parser() -> Parser:
     )
     weights.add_argument("--resume", action="store_true", help="continue the run in the --exp_name folder")
 
+
+def _add_training(parser: Parser) -> None:
+    """How a model is trained."""
     training = parser.add_argument_group("training")
     training.add_argument(
         "--val_freq",
@@ -133,7 +154,6 @@ def _build_parser() -> Parser:
     training.add_argument(
         "--dry_run", action="store_true", help="measure a few steps, print the expected time and memory, and stop"
     )
-
     training.add_argument(
         "--save_every_steps",
         type=integer_from(1),
@@ -148,11 +168,17 @@ def _build_parser() -> Parser:
         help="leave out up to N updates of an epoch whose loss or gradient is not finite (default: stop at the first)",
     )
 
+
+def _add_few_shot(parser: Parser) -> None:
+    """Which few-shot tasks."""
     few_shot = parser.add_argument_group("few-shot (what is not given: all)")
     few_shot.add_argument("--way", type=int, choices=[5, 10], help="classes")
     few_shot.add_argument("--shot", type=int, choices=[10, 20], help="training clouds per class")
     few_shot.add_argument("--fold", type=integer_from(0, 9), metavar="0…9", help="which of the ten draws")
 
+
+def _add_speed(parser: Parser) -> None:
+    """Precision, compilation, and how data are read."""
     speed = parser.add_argument_group("speed")
     speed.add_argument(
         "--amp",
@@ -172,6 +198,9 @@ def _build_parser() -> Parser:
         help="processes that load data; 0: load in the main process (default: 4, or the number of CPU cores if fewer)",
     )
 
+
+def _add_processes(parser: Parser) -> None:
+    """Of torchrun."""
     processes = parser.add_argument_group("several processes")
     processes.add_argument(
         "--launcher", choices=["none", "pytorch"], default="none", help="pytorch: started by torchrun, a process a GPU"
@@ -183,6 +212,9 @@ def _build_parser() -> Parser:
         "--sync_bn", action="store_true", help="BatchNorm statistics over the batches of all processes"
     )
 
+
+def _add_testing(parser: Parser) -> None:
+    """How a model is tested, and what of it is kept."""
     testing = parser.add_argument_group("testing")
     testing.add_argument("--vote", action="store_true", help="with --test: average over random subsets of each cloud")
     testing.add_argument(
@@ -207,6 +239,9 @@ def _build_parser() -> Parser:
         "--save_bank", type=Path, metavar="FILE", help="with --test_bank: keep the bank (.npz); reused if there"
     )
 
+
+def _add_other(parser: Parser) -> None:
+    """What belongs to no group."""
     other = parser.add_argument_group("other")
     other.add_argument(
         "--skip_bad",
@@ -227,7 +262,6 @@ def _build_parser() -> Parser:
         "--seed", type=integer_from(0, MAX_SEED), default=0, help="seed of every random draw (default: %(default)s)"
     )
     other.add_argument("--deterministic", action="store_true", help="bitwise repeatable, slower on a GPU")
-    return parser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
