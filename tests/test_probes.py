@@ -5,7 +5,16 @@ import pytest
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from tools.evaluation.probes import Features, choose_k, knn_accuracy, load_features, probe, probe_table, save_features
+from tools.evaluation.probes import (
+    Features,
+    choose_k,
+    effective_rank,
+    knn_accuracy,
+    load_features,
+    probe,
+    probe_table,
+    save_features,
+)
 from tools.evaluation.svm import choose_C, linear_svm_accuracy
 
 ORIGIN = {"checkpoint_sha256": "abc", "model": {"NAME": "I2P_MAE", "num_groups": (8, 4, 4)}, "data": {"clouds": 60}}
@@ -61,8 +70,29 @@ def test_probe_measures_each_way_on_the_same_features(features, solver):
     assert (results["chosen_C"], results["chosen_C_cross_validated_accuracy"]) == choose_C(*features[:2])
     assert results["nearest_neighbor_accuracy"] == knn_accuracy(*features, k=1)
     assert results["chosen_k_accuracy"] == knn_accuracy(*features, results["chosen_k"])
+    assert results["effective_rank"] == effective_rank(features.train_features)
     keys = ("accuracy", "chosen_C_accuracy", "nearest_neighbor_accuracy", "chosen_k_accuracy")
     assert [row[1] for row in probe_table(results)] == [results[key] for key in keys]
+
+
+# ---- effective rank ----
+
+
+def test_effective_rank_counts_the_directions_in_which_features_differ():
+    """Signs of a full factorial design are orthogonal: as many equal singular values as there are factors."""
+    signs = np.array([[(row >> bit & 1) * 2 - 1 for bit in range(4)] for row in range(16)], np.float32)  # (16, 4)
+    assert effective_rank(signs) == pytest.approx(4)
+    assert effective_rank(signs * (1, 10, 100, 1000) + 5) == pytest.approx(4)  # the scale of a channel does not count
+    assert effective_rank(np.repeat(signs[:, :1], 8, axis=1)) == pytest.approx(1, abs=1e-6)
+    two = np.concatenate([np.repeat(signs[:, :1], 9, axis=1), signs[:, 1:2]], axis=1)  # singular values 3 : 1
+    assert effective_rank(two) == pytest.approx(np.exp(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25))), abs=1e-6)
+    assert effective_rank(np.ones((5, 3), np.float32)) == 0
+
+
+def test_effective_rank_refuses_features_that_are_not_finite(features):
+    features.train_features[0, 0] = np.nan
+    with pytest.raises(ValueError, match="1 of 60 training features are not finite"):
+        effective_rank(features.train_features)
 
 
 # ---- kept features ----

@@ -54,6 +54,11 @@ def run(config: dict[str, Any], args: Namespace) -> dict[str, Any]:
             "checkpoint": str(args.ckpts),
             **on_main(lambda: probe(features, config["svm"]["C"], config["svm"]["solver"])),
         }
+        logger.info(
+            "effective rank of the training features: %.1f of %d channels",
+            results["effective_rank"],
+            features.train_features.shape[1],
+        )
         title = run.tested(f"probes on {name}, test split")
         run.show(MODE, format_table(probe_table(results), [title, "%"]))
         return run.finish(results)

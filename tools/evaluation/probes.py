@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
 
 from tools.evaluation.kept import check_rows, load_arrays, save_arrays
 from tools.evaluation.svm import (
@@ -45,7 +46,8 @@ def probe(features: Features, C: float, solver: Solver = "SVC") -> dict[str, flo
         solver: of that SVM.
 
     Returns:
-        Accuracies on the test features and cross-validated ones in percent, beside the C and the k that they belong to.
+        Accuracies on the test features and cross-validated ones in percent, beside the C and the k that they belong to,
+        and the effective rank of the training features.
 
     Raises:
         ValueError: if a feature is not finite, there is only one class, or a class has only one training cloud.
@@ -62,6 +64,7 @@ def probe(features: Features, C: float, solver: Solver = "SVC") -> dict[str, flo
         "chosen_k": chosen_k,
         "chosen_k_cross_validated_accuracy": k_cross_validated,
         "chosen_k_accuracy": knn_accuracy(*features, chosen_k),
+        "effective_rank": effective_rank(features.train_features),
     }
 
 
@@ -74,6 +77,27 @@ def probe_table(results: dict[str, Any]) -> list[list[object]]:
         ["nearest neighbour", results["nearest_neighbor_accuracy"]],
         [f"{results['chosen_k']} nearest neighbours, {cross_validated}", results["chosen_k_accuracy"]],
     ]
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """In how many directions features differ, however few of their channels say so: small where they have collapsed.
+
+    The exponential of the entropy of the singular values' shares in their sum (Roy and Vetterli, "The effective rank: a
+    measure of effective dimensionality", 2007), of channels that are standardised; those that are constant count for
+    nothing.
+
+    Args:
+        features: (n, C).
+
+    Returns:
+        From 1 to the smaller of n and C; 0 where all features are equal.
+
+    Raises:
+        ValueError: if a feature is not finite.
+    """
+    values = np.linalg.svd(StandardScaler().fit_transform(check_features(features, "training")), compute_uv=False)
+    shares = values[values > 0] / max(values.sum(), np.finfo(float).tiny)
+    return float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0
 
 
 def knn_accuracy(
